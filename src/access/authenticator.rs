@@ -104,11 +104,13 @@ impl Authenticator {
         verifier.verify(token, self.unix_now).map(|grant| Some(Rc::new(grant)))
     }
 
-    /// Redeems a ticket, `channel`: for an event stream of this channel ([`Tickets::redeem_for_stream`]). Without a
-    /// verifier it is ignored, and the client is anonymous. If a shared log has redeemed it, that is the result.
+    /// Redeems a ticket. `channel` is that of an event stream, for which [`Tickets::redeem_for_stream`] is called.
+    /// Without a verifier the ticket is ignored, and the client is anonymous. If a shared log has redeemed the ticket,
+    /// its result is returned.
     ///
     /// # Errors
-    /// The ticket is unknown, was used for something else or has expired, its token has expired, or its stream is open.
+    /// The ticket is unknown, has expired or was used for another request, its token has expired, or its stream is
+    /// open.
     pub fn redeem(
         &mut self,
         ticket: &[u8],

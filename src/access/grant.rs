@@ -44,7 +44,7 @@ impl Patterns {
 
     /// The same as [`Patterns::include`] for the name of an existing channel, which is valid.
     pub fn include_name(&self, name: &str) -> bool {
-        // The usual one, that of anonymous clients.
+        // The usual pattern, that of anonymous clients.
         if &*self.0 == "*" {
             return true;
         }

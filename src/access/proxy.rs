@@ -333,7 +333,7 @@ mod tests {
         check("10.0.0.1", &["203.0.113.9 192.0.2.66"], "10.0.0.1");
         check("10.0.0.1", &["\u{1b}[31m"], "10.0.0.1");
         assert_eq!(forwarded_client(ip("10.0.0.1"), [&b"\xff"[..]].into_iter(), &proxies), ip("10.0.0.1"));
-        // Of Unix sockets, as nginx names them; the unspecified address is no name for them.
+        // Unix sockets are written as nginx writes them, and not as the unspecified address.
         check("::", &["192.0.2.66, 203.0.113.9"], "::");
         check("10.0.0.1", &["203.0.113.9, unix:"], "::");
         let proxies = networks(&["10.0.0.0/8", "unix:"]);

@@ -1,6 +1,6 @@
-//! A grant as JSON, for the log that several servers share: the ticket that one of them has issued is redeemed on another.
+//! A grant as JSON, for a log that several nodes share: a ticket that one node has issued is redeemed on another.
 //!
-//! The token that it was made from does not enter the log, since it is valid for longer than a ticket.
+//! The client's token does not enter the log, since it is valid for longer than a ticket.
 
 use std::num::NonZeroU32;
 
@@ -15,7 +15,7 @@ struct StoredGrant {
     publish: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sub: Option<String>,
-    /// JSON in a string: what subscribers receive must be the same text.
+    /// JSON in a string, so that subscribers receive the same text on all nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,7 +45,7 @@ pub fn to_json(grant: &Grant) -> String {
     serde_json::to_string(&stored).unwrap_or_default()
 }
 
-/// Decodes a grant. `None` if the text is not one.
+/// Decodes a grant; `None` if the text is invalid.
 pub fn from_json(json: &str) -> Option<Grant> {
     let stored: StoredGrant = serde_json::from_str(json).ok()?;
     let patterns = |list: &[String]| Patterns::parse(list.iter().map(String::as_str)).ok();

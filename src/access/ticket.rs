@@ -2,15 +2,16 @@
 //!
 //! A browser can only send the credentials of a WebSocket request in the URL, and URLs end up in logs and histories. So
 //! a page requests a ticket, with a request that carries its token in a header, and opens the socket with the ticket. A
-//! ticket is valid once, and for half a minute.
+//! ticket can be used once, within half a minute.
 //!
-//! An EventSource reconnects with the same URL, and stops for ever at the first 401. So the ticket of an event stream
-//! remains bound to its channel, and is valid again for a minute after the stream has ended; never for a second stream
-//! at the same time.
+//! An EventSource reconnects with the same URL, and stops permanently at the first 401. So the ticket of an event
+//! stream remains bound to its channel, and is valid again for a minute after the stream has ended. It never opens a
+//! second stream at the same time.
 //!
-//! The table has hashes, not tickets. Servers that share a log have the same table: each applies the tickets, their use
-//! and the ends of streams in the order of the log, by the time of the log ([`Tickets::insert`], [`Tickets::redeem`],
-//! [`Tickets::end_stream`]). The result of a request to the log waits in the table until the request is processed again.
+//! The table has hashes, not tickets. Nodes that share a log have the same table: each node applies the tickets, their
+//! use and the ends of streams in the order of the log, by the time of the log ([`Tickets::insert`],
+//! [`Tickets::redeem`], [`Tickets::end_stream`]). The result of a request to the log waits in the table until the
+//! request is processed again.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::{self, Write as _};
@@ -64,7 +65,7 @@ pub fn written(secret: [u8; TICKET_BYTES]) -> String {
 pub struct Tickets {
     tickets_max: usize,
     tickets: HashMap<TicketHash, Ticket>,
-    /// The same in the order in which they were issued, which is that in which they expire.
+    /// The unused tickets in the order in which they were issued, which is the order in which they expire.
     order: BTreeMap<u64, (LoopTime, TicketHash)>,
     issued: u64,
     quotas: Quotas,
@@ -82,11 +83,11 @@ pub struct Tickets {
 pub enum Redemption {
     /// The ticket was valid.
     Granted(Rc<Grant>),
-    /// It was not.
+    /// The ticket was not valid.
     Rejected(StreamTicketError),
-    /// The log does not respond, so the ticket is unused, or Redis is out of memory.
+    /// The log cannot be reached, or Redis is out of memory: the ticket is unused.
     LogDown,
-    /// The log may or may not have the request.
+    /// The log may or may not contain the redemption.
     Unconfirmed,
 }
 
@@ -105,7 +106,7 @@ pub struct EndedStream {
 struct Stream {
     grant: Rc<Grant>,
     channel: Box<str>,
-    /// The process that has the stream; 0 without a shared log.
+    /// The run of the node that has the stream; 0 without a shared log.
     run: u32,
     /// `None` while it is open.
     until: Option<LoopTime>,
@@ -173,7 +174,7 @@ impl Tickets {
         Ok(written(secret))
     }
 
-    /// Returns the error of [`Tickets::insert`], if there would be one.
+    /// Checks that [`Tickets::insert`] would succeed.
     ///
     /// # Errors
     /// The limit in total or that of the client is reached.
@@ -202,7 +203,7 @@ impl Tickets {
     ) -> Result<(), TicketError> {
         self.check_room(owner, now)?;
         let holder = self.quotas.key(owner);
-        // There is room.
+        // `check_room` has succeeded.
         let _ = self.quotas.take(holder);
         let number = self.issued;
         self.issued += 1;
@@ -217,8 +218,8 @@ impl Tickets {
         self.remove(hash)
     }
 
-    /// Redeems a ticket for an event stream of a channel, also again after that stream has ended. `run`: the process
-    /// that has the stream; 0 without a shared log. `slot`: its connection, if that is one of this process.
+    /// Redeems a ticket for an event stream of a channel, also again after that stream has ended. `run`: the run of the
+    /// node that has the stream; 0 without a shared log. `slot`: its connection, if this node has the stream.
     ///
     /// # Errors
     /// The ticket is unknown, or its stream is open.
@@ -267,7 +268,7 @@ impl Tickets {
         }
     }
 
-    /// Ends all event streams of a process that has ended.
+    /// Ends all event streams of a node that has ended.
     pub fn end_streams_of(&mut self, run: u32, now: LoopTime) {
         let theirs = self.streams.iter().filter(|(_, stream)| stream.run == run && stream.until.is_none());
         let theirs: Vec<EndedStream> = theirs
@@ -280,7 +281,7 @@ impl Tickets {
         theirs.into_iter().for_each(|ended| self.end_stream(ended, now));
     }
 
-    /// Drops all unused tickets: the log may have lost that one of them was redeemed.
+    /// Drops all unused tickets: the log may have lost the redemption of one of them.
     pub fn forget_unused(&mut self) {
         let unused: Vec<TicketHash> = self.tickets.keys().copied().collect();
         unused.iter().for_each(|hash| {
@@ -293,7 +294,8 @@ impl Tickets {
         self.redemptions.insert(slot, (hash, redemption));
     }
 
-    /// Takes the result of the last request to a shared log. `None` if that was for another ticket, or there was no request.
+    /// Takes the result of the connection's last request to a shared log; `None` if it was for another ticket, or there
+    /// was none.
     pub fn take_redemption(&mut self, slot: SlotId, hash: &TicketHash) -> Option<Redemption> {
         let (_, redemption) = self.redemptions.remove(&slot).filter(|(of, _)| of == hash)?;
         if self.redemptions.is_empty() {
@@ -308,7 +310,7 @@ impl Tickets {
     }
 
     fn forget_oldest_stream(&mut self) {
-        // It may be open again, or have ended again since.
+        // The stream may be open again, or have ended again since.
         if let Some((until, hash)) = self.ended.pop_front()
             && self.streams.get(&hash).is_some_and(|stream| stream.until == Some(until))
         {
@@ -429,7 +431,7 @@ mod tests {
         Rc::new(Grant { sub: Some("alice".into()), ..Grant::default() })
     }
 
-    /// The connection of an event stream has ended.
+    /// Ends the connection of an event stream.
     fn stream_ended(tickets: &mut Tickets, slot: SlotId, now: LoopTime) {
         if let Some(ended) = tickets.take_stream(slot) {
             tickets.end_stream(ended, now);

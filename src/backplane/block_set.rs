@@ -1,6 +1,6 @@
-//! The blocks of client ids that a process has, for its heartbeats.
+//! The set of client id blocks that a node has, as its heartbeats contain it.
 
-/// Blocks that are this many apart have the same ids.
+/// The number of distinct blocks: blocks that are this many apart have the same ids.
 pub(super) const BLOCKS: u64 = 256;
 
 /// A set of blocks of client ids.
@@ -11,7 +11,7 @@ impl BlockSet {
     /// Bytes in a heartbeat.
     pub(super) const BYTES: usize = (BLOCKS / 8) as usize;
 
-    /// Returns true if the ids of a block are those of one in the set.
+    /// Returns true if a block has the same ids as a block in the set.
     pub fn contains(self, block: u64) -> bool {
         let at = block % BLOCKS;
         self.0[(at / 8) as usize] & 1 << (at % 8) != 0
@@ -23,12 +23,12 @@ impl BlockSet {
         self.0[(at / 8) as usize] |= 1 << (at % 8);
     }
 
-    /// As it is in a heartbeat.
+    /// The set as encoded in a heartbeat.
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The set of a heartbeat; empty if the heartbeat has none.
+    /// Decodes the set of a heartbeat; empty if the heartbeat has none.
     pub(super) fn from_bytes(bytes: &[u8]) -> BlockSet {
         BlockSet(bytes.try_into().unwrap_or_default())
     }

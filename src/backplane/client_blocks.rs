@@ -1,4 +1,4 @@
-//! The allocation of client ids: a node takes them from blocks, which a counter in the log numbers.
+//! The allocation of client ids: a node takes them from blocks, which are numbered by a counter in the log's state.
 
 use super::block_set::{BLOCKS, BlockSet};
 
@@ -6,20 +6,20 @@ use super::block_set::{BLOCKS, BlockSet};
 #[derive(Debug)]
 pub(super) struct ClientBlocks {
     is_needed: bool,
-    /// A block that was allocated, and is not known to be free of other nodes' clients.
+    /// A block that was allocated, and not yet checked against the blocks of other nodes.
     allocated: Option<u64>,
-    /// How many blocks were allocated that other nodes have.
+    /// Number of allocated blocks that were rejected since other nodes have them.
     rejected: u64,
     own: BlockSet,
 }
 
 impl ClientBlocks {
-    /// Without a block: the first one is needed.
+    /// A node without a block, which needs its first one.
     pub(super) fn new() -> ClientBlocks {
         ClientBlocks { is_needed: true, allocated: None, rejected: 0, own: BlockSet::default() }
     }
 
-    /// Those of the node, for its heartbeats.
+    /// The blocks of the node, for its heartbeats.
     pub(super) fn own(&self) -> BlockSet {
         self.own
     }
@@ -29,20 +29,20 @@ impl ClientBlocks {
         self.is_needed
     }
 
-    /// Another block is needed.
+    /// Requests another block.
     pub(super) fn request(&mut self) {
         self.is_needed = true;
     }
 
-    /// A block was allocated, if one was needed.
+    /// Records the block that was allocated, if one was needed.
     pub(super) fn allocated(&mut self, block: u64) {
         if std::mem::take(&mut self.is_needed) {
             self.allocated = Some(block);
         }
     }
 
-    /// Takes the block that was allocated, unless a node has it already: the counter begins again when the log's keys are
-    /// deleted, and blocks that are 256 apart have the same ids. Another one is needed then.
+    /// Takes the block that was allocated, unless a node has it already: the counter begins again when the log's keys
+    /// are deleted, and blocks that are 256 apart have the same ids. If the block is taken, another one is requested.
     pub(super) fn take(&mut self, is_taken: impl Fn(u64) -> bool) -> Option<u64> {
         let block = self.allocated.take()?;
         if self.rejected < BLOCKS && is_taken(block) {

@@ -29,11 +29,11 @@ pub(super) enum SentCommand {
     /// The epoch of the state.
     StateEpoch,
     Open,
-    /// `open` on a link that is open, for another block of client ids.
+    /// The script `open` on an open link, which allocates another block of client ids.
     AllocateBlock,
     /// An entry with this number.
     Append(u64),
-    /// Replicas are waited for; the last entry that they must have.
+    /// `WAIT` for replicas, with the number of the last entry that they must have.
     Wait(u64),
     /// `WAIT 0`, which returns at once.
     CountReplicas,
@@ -76,15 +76,15 @@ pub(super) struct OpenArguments {
     pub(super) random: u64,
 }
 
-/// An entry, as `append` takes it.
+/// An entry as an argument of the script `append`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EntryToAppend<'a> {
     pub(super) run: u32,
-    /// Its number in the run.
+    /// The entry's number in the run.
     pub(super) number: u64,
-    /// The number of the entry before it, if that is in flight too; else 0.
+    /// The number of the entry before it if that one is in flight too, or else 0.
     pub(super) after: u64,
-    /// How many items it has.
+    /// The number of its items.
     pub(super) count: u64,
     pub(super) bytes: &'a [u8],
 }
@@ -158,8 +158,8 @@ impl Commands {
         );
     }
 
-    /// Waits until this number of replicas have everything that the connection has written. Returns how many have it. Later
-    /// commands of the connection are executed after that.
+    /// Waits until this number of replicas have everything that the connection has written. The reply is the number of
+    /// replicas that have it. Redis executes later commands of the connection after that.
     pub(super) fn wait(out: &mut Vec<u8>, replicas: u32, timeout_ms: u32) {
         command(out, &[b"WAIT", replicas.to_string().as_bytes(), timeout_ms.to_string().as_bytes()]);
     }

@@ -7,7 +7,7 @@ use super::event::LinkLoss;
 use super::replies::{BadReply, ShortReplies, ShortReply};
 use super::resp::Decoder;
 
-/// Entries are encoded for a socket while less than this many bytes wait for it.
+/// Entries are encoded while fewer than this many bytes wait for the socket.
 pub(super) const UNSENT_BYTES: usize = 64 << 10;
 
 /// The buffers of one connection.
@@ -37,7 +37,7 @@ impl LinkConnection {
         &self.unsent[self.sent..]
     }
 
-    /// The first `count` bytes of [`LinkConnection::unsent`] were sent.
+    /// Removes the first `count` bytes of [`LinkConnection::unsent`], which were sent.
     pub(super) fn sent(&mut self, count: usize) {
         self.sent += count;
         if self.sent >= self.unsent.len() {
@@ -63,7 +63,7 @@ impl LinkConnection {
     }
 }
 
-/// The loss of the link that a reply causes which the command never has.
+/// The loss of the link for a reply that is invalid for its command.
 pub(super) fn bad_reply(error: BadReply, command: &'static str) -> LinkLoss {
     match error {
         BadReply::Resp(error) => LinkLoss::Resp(error),

@@ -23,13 +23,13 @@
 //! | 11 | stream ended | SHA-256 of its ticket 32 B, channel: length u8, name, grant as JSON |
 //! | 12 | subscriber counts | flags u8, [range: two names], count × (subscribers u32, channel: length u8, name) |
 //!
-//! Flags of a message: bits 0 and 1 are the payload's kind (text 0, binary 1, data 2); bit 2: a client follows; bit 3: an
-//! owner and a key follow, and up to which entry the key is unknown; bit 4: a user follows. An owner is a byte 0 and a network (u64), or a byte 1, a length (u16)
-//! and a subject.
+//! Flags of a message: bits 0 and 1 are the payload's kind (text 0, binary 1, data 2); bit 2: a client follows; bit 3:
+//! an owner, a key, and the id of the last entry up to which the key is unknown follow; bit 4: a user follows. An owner
+//! is a byte 0 and a network (u64), or a byte 1, a length (u16) and a subject.
 //!
-//! Flags of subscriber counts: bit 0: the other nodes are to send all of theirs; bit 1: a range follows, whose channels have
-//! no subscribers if they are not among the rows: it begins after its first name and ends with its second, or with the
-//! last channel if that is empty.
+//! Flags of subscriber counts: bit 0: the other nodes are to send all of their counts; bit 1: a range follows, which
+//! begins after its first name and ends with its second, or with the last channel if the second is empty. Channels of
+//! the range that are not listed have no subscribers.
 //!
 //! Item i (from 1) of c in the entry with id (e, s) has the id (e, s - c + i): a message's id is that of its item.
 //! Unknown kinds are counted and skipped, and bytes after the fields of a known kind are ignored, so that newer
@@ -97,7 +97,7 @@ pub fn mark_resent(entry: &mut [u8]) {
     }
 }
 
-/// Returns true if two encoded entries are copies: they differ at most in their marks of having been resent.
+/// Returns true if two encoded entries are copies: they differ at most in the flag `resent`.
 pub fn are_copies(one: &[u8], other: &[u8]) -> bool {
     let parts =
         |entry: &[u8]| entry.split_at_checked(FLAGS_AT + 1).map(|(start, rest)| (start[0], rest.len()));
@@ -128,8 +128,8 @@ pub struct LogKey<'a> {
     pub owner: ClientIdentity<'a>,
     /// The key.
     pub key: &'a str,
-    /// The last entry that the node had applied when it looked for the key, and did not find it. Every node compares the
-    /// message with later ones only: a node that has older entries than another one decides as that one does.
+    /// The last entry that the node had applied when it looked for the key, and did not find it. Every node compares
+    /// the message with later entries only, so nodes whose copies of the log begin at different entries decide alike.
     pub unknown_until: MessageId,
 }
 
@@ -267,14 +267,15 @@ pub enum Item<'a> {
         hash: &'a [u8; 32],
         /// The channel of the stream.
         channel: &'a str,
-        /// The grant of the ticket as JSON, for nodes that have not read when it was issued.
+        /// The grant of the ticket as JSON, for nodes that have not read the entry in which it was issued.
         grant: &'a str,
     },
     /// Numbers of subscribers of the node.
     SubscriberCounts {
-        /// True if the other nodes are to send all of theirs.
+        /// True if the other nodes are to send all of their numbers.
         is_request: bool,
-        /// All channels of the node after the first name and up to the second, or up to the last one if that is empty.
+        /// If given, the numbers are those of all channels of the node after the first name, up to the second or, if
+        /// that is empty, up to the last channel.
         range: Option<(&'a str, &'a str)>,
         /// The numbers.
         counts: ChannelCounts<'a>,

@@ -39,11 +39,11 @@ pub enum LinkEvent<'a, P> {
         /// The reason.
         why: PublishFailure,
     },
-    /// Replicas were waited for (`--backplane-wait-replicas`). All these entries were read back.
+    /// The result of waiting for replicas (`--backplane-wait-replicas`), for entries that were read back.
     Replicated {
         /// The number of the last own entry.
         upto: u64,
-        /// True if enough replicas have it.
+        /// True if enough replicas have the entries.
         is_replicated: bool,
     },
     /// A line for the server's log.
@@ -132,7 +132,7 @@ pub struct Marker {
 /// A point in a node's copy of the log before which the copy is incomplete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogDiscontinuity {
-    /// The missing messages have greater ids.
+    /// The missing messages have ids greater than this one.
     pub after: MessageId,
     /// The copy is incomplete up to this id: everything that was applied, and the hole.
     pub upto: MessageId,
@@ -319,16 +319,16 @@ pub enum LinkNotice {
     },
     /// Redis is out of memory.
     OutOfMemory,
-    /// Fewer replicas have the last entries than `--backplane-wait-replicas` requires.
+    /// Fewer replicas than `--backplane-wait-replicas` requires have the last entries.
     ReplicasMissing {
-        /// How many have them.
+        /// Number of replicas that have them.
         replicas: u64,
-        /// How many are required.
+        /// Number of replicas that are required.
         wanted: u32,
     },
     /// Enough replicas have the last entries again.
     ReplicasBack {
-        /// How many have them.
+        /// Number of replicas that have them.
         replicas: u64,
     },
 }

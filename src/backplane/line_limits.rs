@@ -1,19 +1,19 @@
-//! Which of a link's lines the server logs: a node tries again and again for as long as an outage lasts, and the operator
-//! reads of it once in 10 s.
+//! Rate limits of the log lines about a link: a node retries for as long as an outage lasts, and logs that once in 10
+//! s.
 
 use crate::time::LoopTime;
 
 /// Time between two lines of one kind, in ms.
 const LINE_MS: u32 = 10_000;
 
-/// When lines were logged.
+/// The times at which lines were logged.
 #[derive(Debug)]
 pub(super) struct LineLimits {
     lost_at: Option<LoopTime>,
     rejected_at: Option<LoopTime>,
     full_at: Option<LoopTime>,
     replicas_at: Option<LoopTime>,
-    /// The lines about an open log and about its end follow each line about a lost link once.
+    /// True if the next open log is to be logged: once after each line about a lost link.
     connected_is_due: bool,
     up_is_due: bool,
 }
@@ -30,7 +30,7 @@ impl LineLimits {
         }
     }
 
-    /// Returns true if the loss of a link is to be logged, and with it the next link.
+    /// Returns true if the loss of a link is to be logged; the next link is logged then too.
     pub(super) fn logs_lost(&mut self, now: LoopTime) -> bool {
         let is_due = take_due(&mut self.lost_at, now);
         self.connected_is_due |= is_due;
@@ -38,7 +38,7 @@ impl LineLimits {
         is_due
     }
 
-    /// Returns true if an error that an operator must mend is to be logged.
+    /// Returns true if an error that needs an operator is to be logged.
     pub(super) fn logs_rejected(&mut self, now: LoopTime) -> bool {
         take_due(&mut self.rejected_at, now)
     }

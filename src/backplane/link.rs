@@ -55,7 +55,7 @@ const PROGRAM_VERSION: u32 = version_part(env!("CARGO_PKG_VERSION_MAJOR")) << 16
     | version_part(env!("CARGO_PKG_VERSION_MINOR")) << 8
     | version_part(env!("CARGO_PKG_VERSION_PATCH"));
 
-/// A number of at most 255.
+/// Parses a number of at most 255.
 const fn version_part(text: &str) -> u32 {
     match u8::from_str_radix(text, 10) {
         Ok(number) => number as u32,
@@ -171,13 +171,13 @@ pub struct Link<P> {
     appender: LinkConnection,
     reader: LinkConnection,
     read_reply: ReadReply,
-    /// Bytes of an incomplete reply that the reader had received when it was last tried.
+    /// Bytes of an incomplete reply that the reader had received at the last attempt to decode it.
     received_part: usize,
     log: LogReader<P>,
     random: u64,
     address: String,
     redirect: Option<String>,
-    /// Attempts since an own entry was read back.
+    /// Number of attempts to connect since an own entry was read back.
     attempts: u32,
     /// The last own entry that was read back when the link was opened.
     applied_before: u64,
@@ -193,7 +193,7 @@ pub struct Link<P> {
     /// While Redis is out of memory: when the next entry is sent.
     full_until: Option<LoopTime>,
     replicas: ReplicaWait,
-    /// True after an error until an entry is appended: one entry at a time is sent.
+    /// True after an error until an entry is appended: entries are sent one at a time.
     one_at_a_time: bool,
     /// When Redis last showed that it executes `append`, without writing.
     alive_at: LoopTime,
@@ -289,12 +289,12 @@ impl<P> Link<P> {
         self.blocks.request();
     }
 
-    /// The turn ends: its entry is complete, and can be sent.
+    /// Ends the turn: its entry is complete, and can be sent.
     pub fn finish_turn(&mut self) {
         self.log.own.finish_turn();
     }
 
-    /// The counts of this node for its next heartbeats.
+    /// Sets the counts of this node for its next heartbeats.
     pub fn set_counts(&mut self, connections: u32, subscriptions: u32) {
         self.counts = (connections, subscriptions);
     }
@@ -325,7 +325,7 @@ impl<P> Link<P> {
         self.log.roll_call.is_ahead()
     }
 
-    /// The nodes that are alive, with what their last heartbeats contain.
+    /// The live nodes, with the contents of their last heartbeats.
     pub fn live_nodes(&self) -> impl Iterator<Item = LiveNode> + '_ {
         self.log.roll_call.live_nodes()
     }
@@ -345,7 +345,7 @@ impl<P> Link<P> {
         self.log.roll_call.live_runs()
     }
 
-    /// The oldest entry that the next one of this node keeps in the log.
+    /// The oldest entry that this node's next append keeps in the log.
     pub fn oldest_kept(&self) -> MessageId {
         self.log.segments.oldest_kept()
     }
@@ -373,14 +373,14 @@ impl<P> Link<P> {
         }
     }
 
-    // The driver's side.
+    // Called by the driver of the sockets.
 
-    /// What to do with the sockets, once.
+    /// Takes the next action on the sockets.
     pub fn take_action(&mut self) -> Option<LinkAction> {
         self.action.take()
     }
 
-    /// Both sockets are connected, and their TLS handshakes are complete.
+    /// Begins to authenticate: both sockets are connected, and their TLS handshakes are complete.
     pub fn connected(&mut self, address: &str, now: LoopTime) {
         if self.state != LinkState::Connecting {
             return;
@@ -401,7 +401,7 @@ impl<P> Link<P> {
             SentCommand::StateEpoch,
         ]);
         if self.config.wait_replicas > 0 {
-            // Fails at start, not at the first publish, if the user lacks +wait.
+            // A user who lacks +wait is rejected here, and not at the first publish.
             Commands::wait(unsent, 0, 1);
             commands.push_back(SentCommand::CountReplicas);
         }
@@ -428,7 +428,7 @@ impl<P> Link<P> {
         commands.push_back(SentCommand::SetName);
     }
 
-    /// The driver could not connect, or a socket failed or ended.
+    /// Records that the driver could not connect, or that a socket failed or ended.
     pub fn failed(&mut self, reason: String, now: LoopTime) {
         if !matches!(self.state, LinkState::Waiting { .. }) {
             self.lose(LinkLoss::Connection(reason), false, now);
@@ -446,7 +446,7 @@ impl<P> Link<P> {
         self.connection(side).decoder.room()
     }
 
-    /// The first `count` bytes of [`Link::room`] were received.
+    /// Records that the first `count` bytes of [`Link::room`] were received.
     pub fn filled(&mut self, side: Side, count: usize) {
         self.connection(side).decoder.filled(count);
     }
@@ -459,7 +459,7 @@ impl<P> Link<P> {
         self.connection(side).unsent()
     }
 
-    /// The first `count` bytes of [`Link::unsent`] were sent.
+    /// Records that the first `count` bytes of [`Link::unsent`] were sent.
     pub fn sent(&mut self, side: Side, count: usize) {
         self.connection(side).sent(count);
     }
@@ -473,8 +473,8 @@ impl<P> Link<P> {
 
     /// Encodes entries for the appender's socket, in the order of their numbers.
     ///
-    /// While replicas are waited for, nothing is sent: Redis executes no other command of the connection meanwhile. The
-    /// entries of that time are sent together, and followed by one `WAIT`.
+    /// Nothing is sent during a `WAIT`: Redis executes no other command of the connection meanwhile. The entries of
+    /// that time are sent together, followed by one `WAIT`.
     fn encode_entries(&mut self, now: LoopTime) {
         let LinkState::Running { epoch, .. } = self.state else { return };
         if self.replicas.until().is_some() {
@@ -484,7 +484,7 @@ impl<P> Link<P> {
         let seq = if position.epoch == epoch { position.seq } else { 0 };
         let oldest_kept = self.log.segments.oldest_kept();
         while self.appender.unsent().len() < UNSENT_BYTES {
-            // After an error the next one would be rejected too.
+            // After an out-of-memory error the next entry would be rejected too.
             let is_paused = self.full_until.is_some_and(|until| !until.is_due(now));
             if is_paused || self.one_at_a_time && !self.appender.commands.is_empty() {
                 break;
@@ -587,7 +587,8 @@ impl<P> Link<P> {
             }
             SentCommand::AllocateBlock => {
                 let opened = OpenReply::parse(&values).ok_or(unexpected)?;
-                // If the data was replaced below the link, this command has begun an epoch, and the next append finds that.
+                // If the data was replaced while the link was open, this command has begun an epoch, and the next
+                // append is rejected for that.
                 self.blocks.allocated(opened.block);
                 if self.is_up() {
                     self.take_block(now);
@@ -613,7 +614,7 @@ impl<P> Link<P> {
         Ok(())
     }
 
-    /// Takes the result of waiting for replicas, and reports a change.
+    /// Records the result of waiting for replicas, and reports a change.
     fn end_wait(&mut self, entry: u64, replicas: u64, now: LoopTime) {
         if let Some(notice) = self.replicas.end(entry, replicas, &mut self.lines, now) {
             self.log.notice(notice);
@@ -735,7 +736,7 @@ impl<P> Link<P> {
         Ok(true)
     }
 
-    /// A part of an entry that has grown is progress.
+    /// Records progress: a longer part of an entry has arrived.
     fn note_received(&mut self, now: LoopTime) {
         let received = self.reader.decoder.buffered();
         if let LinkState::Running { progress_at, .. } = &mut self.state
@@ -746,8 +747,8 @@ impl<P> Link<P> {
         self.received_part = received;
     }
 
-    /// The link is up when its goal is reached, and works when an own entry was read back too: a server that can be read
-    /// may reject every entry, and the pauses between attempts get longer then.
+    /// The link is up when its goal is reached. The pauses between attempts are reset only when an own entry was read
+    /// back too, since a server that can be read may reject every entry.
     fn check_goal(&mut self, now: LoopTime) {
         if self.is_up() && self.log.applied_number > self.applied_before {
             self.attempts = 0;
@@ -772,12 +773,13 @@ impl<P> Link<P> {
         self.log.push(LinkEvent::Up { is_first });
     }
 
-    /// Takes the block of client ids that was allocated. Returns false until another one is, if a node has that one.
+    /// Takes the block of client ids that was allocated. Returns false if another node has it: another one is then
+    /// allocated first.
     fn take_block(&mut self, now: LoopTime) -> bool {
         let (roll_call, run) = (&self.log.roll_call, self.config.run);
         if let Some(block) = self.blocks.take(|block| roll_call.has_block(run, block)) {
             self.log.push(LinkEvent::ClientBlock(block));
-            // A node that starts now must know it.
+            // A node that starts now must know that this block is taken.
             let heartbeat = self.heartbeat();
             self.log.own.push_notice(&heartbeat, Content::Notice, now);
         }
@@ -797,12 +799,12 @@ impl<P> Link<P> {
                     self.reject_entry(number, now);
                     return Ok(());
                 }
-                // It follows an entry that was rejected in the same write.
+                // The entry follows one that was rejected in the same write.
                 ErrorAction::OutOfOrder => {
                     self.log.own.not_written(number);
                     return Ok(());
                 }
-                // It may have failed after the entry was written.
+                // The script may have failed after the entry was written.
                 ErrorAction::Reject | ErrorAction::NewerVersion => {}
                 _ => self.log.own.not_written(number),
             }
@@ -810,7 +812,7 @@ impl<P> Link<P> {
         Err(self.error(command.name(), text, now))
     }
 
-    /// Redis has no memory for an entry: its publishes are rejected, and the link stays.
+    /// Rejects the publishes of an entry for which Redis has no memory. The link stays open.
     fn reject_entry(&mut self, number: u64, now: LoopTime) {
         self.counters.errors += 1;
         if self.lines.logs_full(now) {
@@ -876,7 +878,7 @@ impl<P> Link<P> {
             | LinkState::Opening { until } => Some(until),
             LinkState::Connecting => None,
             LinkState::Running { next_heartbeat, .. } => {
-                // While a command is on its way, its reply decides when the next entry is sent.
+                // While a command is in flight, its reply determines when the next entry is sent.
                 let retries = self
                     .full_until
                     .filter(|_| self.appender.commands.is_empty() && self.log.own.has_unsent());

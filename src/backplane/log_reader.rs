@@ -271,7 +271,7 @@ impl<P> LogReader<P> {
         let is_first = position == START;
         let is_loss = !is_first && position != survived;
         let discontinuity = is_loss.then(|| {
-            // Others may receive the entries that this node has read later, or never.
+            // Other nodes may receive the entries that this node has read only later, or never.
             let missed = (position > survived).then_some(0);
             LogDiscontinuity { after: position, upto: id, missed, cause: LossCause::Marker }
         });

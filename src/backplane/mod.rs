@@ -15,11 +15,11 @@
 //!
 //! # Terms
 //!
-//! *Log*: the stream. *Entry*: one stream entry, appended by one node at once. *Item*: a message or notice in an entry.
-//! *Epoch*: one lifetime of the log's data; a failover or restore ends it. *Marker*: the first entry of an epoch; it
-//! names the last id that survived. *Run*: a process, by a random number. *Number*: a run's count of its entries, from
-//! 1, without holes. *Position*: the last entry that a node has applied. *Discontinuity*: a point in a node's copy of the
-//! log before which the copy is incomplete.
+//! *Log*: the stream. *Entry*: one entry of the stream, which one node appends in one command. *Item*: a message or
+//! notice in an entry. *Epoch*: one lifetime of the log's data; a failover or restore ends it. *Marker*: the first
+//! entry of an epoch; it names the last id that survived. *Run*: one life of a process, identified by a random number.
+//! *Number*: a run's count of its entries, from 1, without holes. *Position*: the last entry that a node has applied.
+//! *Discontinuity*: a point in a node's copy of the log before which the copy is incomplete.
 
 pub mod block_set;
 mod client_blocks;

@@ -160,7 +160,7 @@ impl<P> PendingEntries<P> {
         }
     }
 
-    /// The number of the last entry if it was never sent. It will follow everything that the log contains now.
+    /// The number of the last entry if it was never sent: it will follow everything that the log contains now.
     pub(super) fn last_unsent(&self) -> Option<u64> {
         self.entries.back().filter(|entry| !entry.was_sent).map(|entry| entry.number)
     }
@@ -170,8 +170,8 @@ impl<P> PendingEntries<P> {
         self.entries.back().is_none_or(|entry| entry.appended_seq.is_some())
     }
 
-    /// The first complete entry that was not sent on this link, and the number of the one before it that is in flight, or 0. It
-    /// is marked as sent.
+    /// Returns the first complete entry that was not sent on this link, and marks it as sent; and the number of the
+    /// entry before it that is in flight, or 0.
     pub(super) fn next_to_send(&mut self, now: LoopTime) -> Option<(&PendingEntry<P>, u64)> {
         let at = self.entries.partition_point(|entry| entry.sent_at.is_some());
         let after = at.checked_sub(1).map_or(0, |before| self.entries[before].number);
@@ -190,9 +190,9 @@ impl<P> PendingEntries<P> {
         }
     }
 
-    /// The entry was rejected before anything was written: it has to be sent again on this link. Returns the
-    /// acknowledgements of its publishes if it had any, and replaces them by a placeholder. The second value is true if an
-    /// earlier link may have appended it.
+    /// Records that an entry was rejected before anything was written, so it has to be sent again on this link. Takes
+    /// the acknowledgements of its publishes, and replaces its content by a placeholder if it had any. The second value
+    /// is true if an earlier link may have appended the entry.
     pub(super) fn rejected(&mut self, number: u64) -> (VecDeque<(u64, P)>, bool) {
         let Some(at) = self.find(number) else { return (VecDeque::new(), false) };
         // Entries after it, if they were sent in the same write, are sent again too: order within a run is by number.
@@ -202,7 +202,7 @@ impl<P> PendingEntries<P> {
         (self.give_up(at), self.entries[at].may_be_in_log)
     }
 
-    /// An error shows that the entry was not written.
+    /// Records that an error shows that the entry was not written.
     pub(super) fn not_written(&mut self, number: u64) {
         if let Some(at) = self.find(number) {
             let entry = &mut self.entries[at];

@@ -1,9 +1,9 @@
-//! What an operator can do when Redis rejects a command for good.
+//! Remedies for commands that Redis rejects permanently, for the log and the operator.
 
 /// The commands of the scripts, as ACL rules name them.
 const SCRIPT_COMMANDS: &str = "+exists +hdel +hincrby +hkeys +hmget +hset +info +time +xadd +xinfo|stream";
 
-/// The remedy for an error reply; `None` if the text of the error says all that is known.
+/// The remedy for an error reply; `None` if there is nothing to add to the text of the error.
 pub(super) fn remedy(command: &str, text: &str) -> Option<String> {
     let has = |part| text.contains(part);
     let remedy = match text.split(' ').next().unwrap_or("") {

@@ -6,18 +6,19 @@ use super::event::LinkNotice;
 use super::line_limits::LineLimits;
 use crate::time::LoopTime;
 
-/// The replicas that are waited for.
+/// The state of waiting for replicas.
 #[derive(Debug)]
 pub(super) struct ReplicaWait {
-    /// How many; 0: none are waited for.
+    /// Required number of replicas; 0: entries do not wait.
     wanted: u32,
-    /// While they are waited for: when the reply must have arrived.
+    /// The deadline of the reply to `WAIT`, while one is in flight.
     until: Option<LoopTime>,
-    /// Results about entries that are not read back yet: the number of the last one, and whether enough replicas have it.
+    /// Results for entries that are not read back yet: the number of the last entry, and whether enough replicas have
+    /// it.
     results: VecDeque<(u64, bool)>,
-    /// True after the log line about missing replicas, until the one that they are back.
+    /// True from the log line about missing replicas to the one about enough replicas.
     lacks_replicas: bool,
-    /// How many replicas had everything when they were last counted.
+    /// Number of replicas that had all entries when they were last counted.
     count: u64,
     /// Waits that ended without enough replicas.
     expired: u64,
@@ -40,12 +41,12 @@ impl ReplicaWait {
         self.wanted > 0
     }
 
-    /// When the reply must have arrived, while replicas are waited for.
+    /// The deadline of the reply to `WAIT`, while one is in flight.
     pub(super) fn until(&self) -> Option<LoopTime> {
         self.until
     }
 
-    /// How many replicas had everything when they were last counted.
+    /// Number of replicas that had all entries when they were last counted.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
@@ -55,17 +56,17 @@ impl ReplicaWait {
         self.expired
     }
 
-    /// The command was sent.
+    /// Records that `WAIT` was sent.
     pub(super) fn begin(&mut self, until: LoopTime) {
         self.until = Some(until);
     }
 
-    /// Replicas were counted.
+    /// Records the number of replicas.
     pub(super) fn counted(&mut self, count: u64) {
         self.count = count;
     }
 
-    /// This number of replicas have the entries up to `entry`. Returns the notice of a change.
+    /// Records that this number of replicas have the entries up to `entry`. Returns a notice if that is a change.
     pub(super) fn end(
         &mut self,
         entry: u64,
@@ -89,8 +90,7 @@ impl ReplicaWait {
         Some(LinkNotice::ReplicasMissing { replicas, wanted })
     }
 
-    /// The next result, if the entries that it is about were applied: the number of the last one, and whether enough replicas
-    /// have it.
+    /// The next result, if its entries were applied: the number of the last entry, and whether enough replicas have it.
     pub(super) fn next_result(&mut self, applied_number: u64) -> Option<(u64, bool)> {
         let &(upto, _) = self.results.front()?;
         if upto > applied_number {
@@ -99,7 +99,8 @@ impl ReplicaWait {
         self.results.pop_front()
     }
 
-    /// The link is lost. The next one waits for replicas after its first entries, which includes all entries before them.
+    /// Records that the link is lost. The next link waits for replicas after its first entries, which covers all
+    /// entries before them.
     pub(super) fn lose_link(&mut self) {
         self.until = None;
         self.results.clear();

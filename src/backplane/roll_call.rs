@@ -19,7 +19,8 @@ pub(super) const LIVE_MS: u64 = 6_000;
 /// Maximum time in ms for the reports after a marker. A link is re-established within 2 s of a failover's end.
 const REPORT_TIMEOUT_MS: u64 = 10_000;
 
-/// If no node has appended anything for this long, in ms, none of them could: every node sends a heartbeat in 2 s.
+/// If no node has appended anything for this long, in ms, the log itself was unavailable: every node sends a heartbeat
+/// every 2 s.
 const OUTAGE_MS: u64 = LIVE_MS / 2;
 
 /// The blocks of client ids of a node are not used again for this long after its last entry, in ms: a node that was
@@ -35,7 +36,7 @@ const RUNS_MAX: usize = super::entry::REPORTED_RUNS_MAX;
 /// Maximum number of markers whose reports are awaited; the hub's table of epochs has as many rows.
 const MARKERS_MAX: usize = 64;
 
-/// What the last heartbeat of a node contains.
+/// The contents of the last heartbeat of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeHeartbeat {
     /// Open connections.
@@ -121,7 +122,7 @@ pub(super) enum Numbering {
 pub(super) enum Loss {
     /// Another node has applied the run's entries from one number to another, and the run does not send them again.
     Report { run: u32, numbers: (u64, u64) },
-    /// Nodes have not reported, and their acknowledged messages are unknown.
+    /// Nodes have not reported, so it is unknown whether their acknowledged messages are lost.
     RollCall { after: MessageId, runs: Vec<u32> },
 }
 
@@ -147,7 +148,7 @@ pub(super) struct RollCall {
     applied_ms: u64,
     /// How long a run is remembered after its last entry, in ms.
     memory_ms: u64,
-    /// Log time at which the last outage has ended, in the first time after it.
+    /// Log time at which the last outage has ended; kept until every node must have sent a heartbeat again.
     outage_ended_ms: Option<u64>,
     /// Log time of the next look at all runs.
     next_sweep_ms: u64,
@@ -188,7 +189,7 @@ impl RollCall {
         }
         self.next_sweep_ms = self.now_ms.saturating_add(SWEEP_MS);
         let expired = self.now_ms.saturating_sub(LIVE_MS);
-        // After an outage every node needs the time of its next heartbeats.
+        // After an outage, every node gets the time to send its next heartbeats.
         self.outage_ended_ms.take_if(|ended| *ended < expired);
         for (run, state) in &mut self.runs {
             if state.is_live && state.seen_ms < expired && self.outage_ended_ms.is_none() {
@@ -293,7 +294,7 @@ impl RollCall {
             && state.is_live
         {
             state.is_live = false;
-            // It has no connections.
+            // A node that has shut down has no connections.
             state.heartbeat.blocks = BlockSet::default();
             // It is not expected to report, even if a marker follows at once.
             state.seen_ms = self.now_ms.saturating_sub(LIVE_MS + 1);
@@ -304,8 +305,8 @@ impl RollCall {
         });
     }
 
-    /// A marker was read: every run that was alive before it must report.
-    /// `position` is that of this node before the marker, `survived` the last id that the log still has.
+    /// Begins a roll call for a marker that was read: every run that was alive before it must report. `position` is
+    /// that of this node before the marker, `survived` the last id that the log still has.
     pub(super) fn begin_epoch(
         &mut self,
         epoch: u64,
@@ -370,9 +371,9 @@ impl RollCall {
         self.runs.iter().map(|(run, state)| (*run, state.last_number))
     }
 
-    /// The last number of each run whose last entry is later than the last id that survived, for this node's report. All
-    /// others are in the log, or were trimmed from it: a node that starts later has never read them, and would take them
-    /// for lost.
+    /// The last number of each run whose last entry is later than the last id that survived, for this node's report.
+    /// All other entries are in the log, or were trimmed from it: a node that started later has never read the trimmed
+    /// ones, and would report them as lost.
     pub(super) fn numbers_after(&self, survived: MessageId) -> impl Iterator<Item = (u32, u64)> + '_ {
         let later = self.runs.iter().filter(move |(_, state)| state.last_id > survived);
         later.map(|(run, state)| (*run, state.last_number))
@@ -589,7 +590,7 @@ mod tests {
         table.advance(1_060_000);
         table.apply(1, 2, id(3), false);
         assert_eq!((table.next_change(), table.live()), (None, 2));
-        // Node 1 is back, node 2 is not.
+        // Node 1 sends heartbeats again, node 2 does not.
         for (number, time_ms) in [(3, 1_062_000), (4, 1_064_000), (5, 1_066_000)] {
             table.advance(time_ms);
             assert_eq!(table.next_change(), None);

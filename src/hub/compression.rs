@@ -1,13 +1,14 @@
-//! Compression of a channel's batches: once for each format, and for all subscribers that it is valid for.
+//! Compresses a channel's batches: once for each format, for all subscribers that can decompress the result.
 //!
-//! A channel keeps a *context* for each WebSocket format: the last messages that it compressed. Subscribers in step with
-//! it receive the next batch compressed with reference to the context; the others receive it compressed without. See
-//! [`crate::wire::deflate`]. Each of these is encoded when the first subscriber needs it, and shared by all.
+//! A channel keeps a *context* for each WebSocket format: the last messages that it compressed. Subscribers in step
+//! with the context receive the next batch compressed with reference to it; the others receive the batch compressed
+//! without reference to earlier messages. See [`crate::wire::deflate`]. Each of the two encodings is made when the
+//! first subscriber needs it, and shared by all.
 //!
-//! **Window invariant**: if the [`WindowEnd`] of a connection is that of a context, the connection's window ends with the
-//! whole context. A batch in which a message is compressed gets a new window end, and each connection that is sent the
-//! batch compressed takes that one. The end of the connection's window then depends on how it was sent the batch, and limits
-//! the context:
+//! **Window invariant**: if the [`WindowEnd`] of a connection is that of a context, the connection's window ends with
+//! the whole context. A batch in which a message is compressed gets a new window end, which each connection takes that
+//! is sent the batch compressed. The end of the connection's window then depends on how it was sent the batch, and
+//! limits the context:
 //!
 //! | the connection was sent the batch | its window ends with | the context becomes |
 //! | --- | --- | --- |
@@ -50,7 +51,7 @@ struct FormatContext {
     window: WindowEnd,
     /// The messages before the last one, end to end. The first one may lack its beginning.
     earlier: Vec<u8>,
-    /// The end of the last one, as far as a window holds it.
+    /// The end of the last message, as far as a window holds it.
     last: Bytes,
 }
 
@@ -65,7 +66,7 @@ pub struct CompressedBatch {
     pub deflated: Deflated,
     /// The message that ends the window of a client that has received them; `None` if its compressor has no context.
     pub window: Option<WindowEnd>,
-    /// They refer to messages before the batch.
+    /// The batch is compressed with reference to messages before it.
     pub is_in_step: bool,
 }
 
@@ -81,10 +82,10 @@ pub(super) struct BatchCompression {
 /// The compression of one batch in one format.
 #[derive(Debug, Default)]
 struct FormatCompression {
-    /// `None` until a subscriber needs it. The last message that is compressed, if there is one.
+    /// The last message that is compressed, if there is one; `None` until a subscriber needs it.
     last: Option<Option<LastCompressed>>,
-    /// The first message of the batch that the context after it may have; `None`: the context before the batch, and all
-    /// of it.
+    /// Index of the first message of the batch that the next context may contain; `None`: it may contain the whole
+    /// batch, and the context before it.
     context_start: Option<usize>,
     /// Subscribers whose window ends with the context after the batch.
     in_step_after: usize,
@@ -99,12 +100,12 @@ struct LastCompressed {
     /// Its index in the batch.
     index: usize,
     window: WindowEnd,
-    /// Its end, as far as a window holds it.
+    /// The end of its text, as far as a window holds it.
     text: Bytes,
 }
 
 impl ChannelContext {
-    /// Its memory; that of the last messages, although it is also the history's.
+    /// Returns the memory in use, including that of the last messages, which the history shares.
     pub(super) fn bytes(&self) -> usize {
         self.0.iter().flatten().map(|one| one.earlier.capacity() + one.last.len()).sum()
     }
@@ -119,7 +120,7 @@ impl ChannelContext {
         for (form, context) in Form::ALL.into_iter().zip(&mut self.0) {
             let Some(context) = context else { continue };
             let bytes_max = earlier_bytes_max(subscribers(form), bytes_per_subscriber);
-            // Not with each of them, since it copies.
+            // Shrinking copies the context, so it does not happen with each subscriber that leaves.
             if context.earlier.capacity() > 2 * bytes_max {
                 append_up_to(&mut context.earlier, std::iter::empty, bytes_max);
             }
@@ -147,7 +148,7 @@ fn append_up_to<'t, T: Iterator<Item = &'t [u8]>>(
         context.shrink_to(bytes_max);
     }
     if context.capacity() < kept + appended {
-        // Doubling, but not beyond the maximum.
+        // The capacity doubles, up to the maximum.
         let capacity = (2 * context.capacity()).clamp(kept + appended, bytes_max);
         context.reserve_exact(capacity - kept);
     }
@@ -222,7 +223,8 @@ impl BatchCompression {
         format.last(plain, deflater).map(|last| (last.index, last.window))
     }
 
-    /// The windows of some subscribers end with the messages of the batch from `start` on, and nothing before them.
+    /// Limits the context after the batch to its messages from `start` on: the windows of some subscribers end with
+    /// these, and with no earlier ones.
     pub(super) fn start_context_at(&mut self, form: Form, start: usize) {
         let formats = self.formats.as_mut().and_then(|formats| formats.get_mut(form.index()));
         if let Some(format) = formats {

@@ -16,7 +16,7 @@ use crate::tables::shrink::shrink_sparse;
 pub struct Creator {
     /// The WebSocket on which it was created, by publishing or subscribing.
     pub connection: Option<SlotId>,
-    /// The user or address that created it by publishing.
+    /// The user or address that created the channel by publishing.
     pub publisher: Option<QuotaKey>,
 }
 

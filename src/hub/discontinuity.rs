@@ -166,7 +166,7 @@ mod tests {
         hub.check();
     }
 
-    /// A client subscribes at the head, leaves, and comes back when a loss was found at that head.
+    /// A client subscribes at the head, leaves, and reconnects after a loss was found at that head.
     #[test]
     fn cursor_at_the_head_at_which_a_loss_was_found_is_incomplete() {
         let mut hub = Hub::new(&Limits::default(), 7);
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!((&page["messages"][0]["id"], &page["floor"]), (&"9-1".into(), &"9-0".into()));
     }
 
-    /// The history of one channel is freed after the other, over several turns in which clients subscribe.
+    /// The histories of the channels are freed one after the other, over several turns in which clients subscribe.
     #[test]
     fn message_of_an_epoch_that_was_lost_keeps_its_id_until_it_is_freed() {
         let mut hub = Hub::new(&Limits::default(), 7);

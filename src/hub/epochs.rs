@@ -36,8 +36,9 @@ impl EpochStart {
 #[derive(Clone, Copy, Debug)]
 struct EndedEpoch {
     start: EpochStart,
-    /// The last seq that the log still had when the next epoch began. `None` if the log has lost the whole epoch: its messages
-    /// are freed one channel after the other, and have their ids until then, but a cursor of it has no index.
+    /// The last seq that the log still had when the next epoch began. `None` if the log has lost the whole epoch: its
+    /// messages are freed one channel after the other, and keep their ids until then, but a cursor of that epoch has no
+    /// index.
     last: Option<u64>,
 }
 
@@ -131,7 +132,7 @@ impl Epochs {
         None
     }
 
-    /// How many ended epochs have messages.
+    /// Number of ended epochs that have messages.
     fn known(&self) -> usize {
         self.ended.iter().filter(|ended| ended.last.is_some()).count()
     }
@@ -207,7 +208,7 @@ mod tests {
         assert_eq!((epochs.id(3), epochs.id(115)), (id(11, 0), id(11, 5)));
     }
 
-    /// Its history is freed over several turns, in which clients subscribe.
+    /// The history of an epoch is freed over several turns, in which clients subscribe.
     #[test]
     fn message_of_an_epoch_that_was_lost_has_its_id_until_the_next_one_begins() {
         let (mut epochs, head) = three();

@@ -3,8 +3,8 @@
 //!
 //! An entry is a fingerprint of channel, publisher and key, a hash of the payload, and the id that the message got the
 //! first time. Two hashes of 64 bits under random keys make the fingerprint: no publisher can choose a key that
-//! collides with that of another, and by chance none does. One such hash distinguishes payloads: a publisher that could
-//! make two of them collide would lose a message of its own.
+//! collides with that of another publisher, and a collision by chance is negligible. One such hash distinguishes
+//! payloads: a publisher that could make two of them collide would lose a message of its own.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
@@ -169,7 +169,7 @@ impl IdempotencyCache {
         }
     }
 
-    /// Forgets the key if its message has at most this index.
+    /// Forgets the key if its message has an index of at most `seq`.
     pub(super) fn forget_until(&mut self, key: IdempotencyKey<'_>, seq: u64) {
         let fingerprint = self.fingerprint(key);
         if self.records.get(&fingerprint).is_none_or(|record| record.seq > seq) {

@@ -24,8 +24,8 @@ use crate::wire::{Form, Frames};
 /// into the merged one. A separate piece takes about 130 bytes in each outbox, and an entry in each write.
 const SHARED_BYTES_MIN: usize = 4 << 10;
 
-/// Maximum bytes of merged batches that are compressed in one fan-out. Each set of channels has a merged batch of its own, so
-/// a message may be in many of them; above this limit they are plain. 256 KiB take 5 to 10 ms.
+/// Maximum bytes of merged batches that are compressed in one fan-out. Each set of channels has a separate merged
+/// batch, so a message may be in many of them; above this limit they are sent uncompressed. 256 KiB take 5 to 10 ms.
 const COMPRESSED_BYTES_MAX: usize = 256 << 10;
 
 /// The batches of one fan-out whose subscribers may receive several of them.
@@ -153,9 +153,10 @@ impl BatchGroup {
     }
 
     /// Compresses the merged batches in `indexes`, without reference to earlier messages: the windows of their
-    /// subscribers end with messages of different channels. They then end with the last one that is compressed and those
-    /// before it in its channel, back to the last one of another channel. With a message of an excluded channel all of them are plain: the length of
-    /// the others would depend on its text.
+    /// subscribers end with messages of different channels. After a merged batch, a window ends with the last
+    /// compressed message and the messages of its channel before it, back to the last message of another channel. A
+    /// merged batch with a message of an excluded channel is sent uncompressed: the length of the other messages would
+    /// depend on its text.
     fn compress(
         &mut self,
         plain: &Delivery,
@@ -189,7 +190,7 @@ impl BatchGroup {
             let before = before.map_or(0, |(seq, ..)| seq);
             self.batches[index as usize].1.start_context_after(before);
         }
-        // With the fastest level: there may be as many sets of channels as subscribers.
+        // The fastest level, since there may be as many sets of channels as subscribers.
         let deflated = deflater.compress(pieces, context, 1);
         let batch = CompressedBatch { deflated, window: has_context.then_some(window), is_in_step: false };
         Some(Delivery { frames: Slices::Compressed(Rc::new(batch)), messages: plain.messages })

@@ -106,8 +106,8 @@ pub struct Hub {
 pub struct HistoryUsage {
     /// Messages.
     pub messages: usize,
-    /// Bytes of their frames, with [`history::MESSAGE_BYTES`] for each and [`CHANNEL_BYTES`] for each of their
-    /// channels.
+    /// Bytes of the frames of the messages, with [`history::MESSAGE_BYTES`] for each message and [`CHANNEL_BYTES`] for
+    /// each channel.
     pub bytes: usize,
 }
 
@@ -232,20 +232,22 @@ impl Hub {
         self.seq = self.seq.max(self.epochs.current().index(seq));
     }
 
-    /// Begins to read a shared log, of which `before` is the last number of an epoch that this server does not read. No
-    /// channel may have a message.
+    /// Begins to read a shared log after the sequence number `before`, which is the last that this node does not read.
+    /// No channel may have a message.
     pub fn begin_log(&mut self, epoch: u64, before: u64) {
         self.epochs = Epochs::new(epoch);
         self.seq = before;
         self.removed.raise(before);
     }
 
-    /// Cursors before the log's head are incomplete from now on for clients that subscribe; subscribers miss nothing.
+    /// Makes cursors before the log's head incomplete for clients that subscribe from now on. Present subscribers miss
+    /// nothing.
     pub fn raise_cursor_floor(&mut self) {
         self.cursor_floor = self.cursor_floor.max(self.seq);
     }
 
-    /// The same, and the log's head is an incomplete cursor too: a client may have received it before the loss was found.
+    /// As [`Hub::raise_cursor_floor`], but the log's head becomes an incomplete cursor too: a client may have received
+    /// it before the loss was found.
     pub fn raise_cursor_floor_above_head(&mut self) {
         self.cursor_floor = self.seq.saturating_add(1);
     }

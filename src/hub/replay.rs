@@ -132,7 +132,7 @@ impl Hub {
         let Replay { subscriber, form, .. } = replay;
         let evicted_through = channel.history.evicted_through();
         if replay.ignores_evicted && replay.next_number.is_none() {
-            // The turn in which it subscribed may have evicted some.
+            // Messages may have been evicted in the turn in which the client subscribed.
             replay.cursor = replay.cursor.max(evicted_through);
         }
         if replay.cursor < evicted_through {
@@ -204,9 +204,9 @@ fn gap(channel: &Channel, epochs: &Epochs, replay: &Replay, loss: Option<LatestL
 /// A slice that is not in the cache.
 struct NextSlice {
     content: SliceContent,
-    /// The last message in the log that it passes.
+    /// The last message in the log that the slice covers.
     upto: u64,
-    /// The index in the history of the next message.
+    /// The index of the next message in the history.
     end: usize,
     messages: usize,
 }

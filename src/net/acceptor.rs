@@ -25,8 +25,8 @@ pub trait Acceptor {
     /// The TLS configuration is invalid.
     fn accept(&mut self, socket: TcpStream) -> io::Result<Self::Transport>;
 
-    /// Reloads its files, for clients that connect from now on. Returns false if it has none. `now` is the time since
-    /// 1970.
+    /// Reloads the acceptor's files, for clients that connect from now on. Returns false if it has no files. `now` is
+    /// the time since 1970.
     ///
     /// # Errors
     /// A file is invalid; the configuration stays as it was.

@@ -1,4 +1,4 @@
-//! A listening socket that the process was started with: from a service manager, or from its former program.
+//! A listening socket that the process inherited: from a service manager, or from the program that it has replaced.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,7 +7,7 @@ use socket2::SockRef;
 
 use crate::config::ListenAddress;
 
-/// The name of a Unix socket whose file this process has created, so that it removes it.
+/// The name of an inherited Unix socket whose file this process has created, and therefore removes.
 pub const OWN_NAME: &str = "oyez-own";
 
 /// The environment variables that pass sockets: their number, the process that they are for, their names, and the first
@@ -21,15 +21,15 @@ pub struct InheritedSocket {
     pub socket: OwnedFd,
     /// Its address.
     pub address: ListenAddress,
-    /// The process created its file, and not the service manager.
+    /// True if this process created the socket's file; false if the service manager did.
     pub is_own: bool,
 }
 
 impl InheritedSocket {
-    /// A listening socket by its name, which is [`OWN_NAME`] or that of the service manager.
+    /// A listening socket and its name, which is [`OWN_NAME`] or was given by the service manager.
     ///
     /// # Errors
-    /// It has neither an address of IP nor a path.
+    /// The socket has neither an IP address nor a path.
     pub fn new(socket: OwnedFd, name: &str) -> io::Result<InheritedSocket> {
         let address = SockRef::from(&socket).local_addr()?;
         let address = match (address.as_socket(), address.as_pathname()) {
@@ -40,7 +40,7 @@ impl InheritedSocket {
         Ok(InheritedSocket { socket, address, is_own: name == OWN_NAME })
     }
 
-    /// Returns true if it is the socket of this address; port 0 is any port.
+    /// Returns true if the socket listens on this address; port 0 matches any port.
     pub fn serves(&self, address: &ListenAddress) -> bool {
         match (&self.address, address) {
             (ListenAddress::Tcp(own), ListenAddress::Tcp(address)) => {

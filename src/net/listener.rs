@@ -29,15 +29,15 @@ pub enum Listener {
         socket: UnixListener,
         /// Its path.
         path: PathBuf,
-        /// Its file, which is removed with it; `None`: a service manager created it.
+        /// Its file, which is removed with the socket; `None`: a service manager created it.
         file: Option<SocketFile>,
     },
 }
 
-/// An address that is free when the server starts, and that it listens on once its history is loaded.
+/// An address that was free at the start, and that the server listens on once its history is loaded.
 #[derive(Debug)]
 pub enum ReservedAddress {
-    /// A TCP socket that is bound. Another process that also did so may still listen first.
+    /// A bound TCP socket. Another process that has bound the address too may still listen first.
     Tcp(TcpListener),
     /// The path of a Unix socket. Its file is not created yet: a socket without a listener would count as stale.
     Unix {
@@ -46,12 +46,12 @@ pub enum ReservedAddress {
         /// The permissions.
         mode: Option<u32>,
     },
-    /// A socket that the process was started with. It listens already, and connections wait until they are accepted.
+    /// An inherited socket. It listens already, and connections wait until they are accepted.
     Inherited(Listener),
 }
 
 impl ReservedAddress {
-    /// Checks that an address is free, and binds it if it is one of TCP.
+    /// Checks that an address is free, and binds a TCP address.
     ///
     /// # Errors
     /// The address is in use or not available, or a socket option is rejected.
@@ -84,7 +84,7 @@ impl ReservedAddress {
         }
     }
 
-    /// A socket that the process was started with.
+    /// Takes a socket that the process inherited.
     ///
     /// # Errors
     /// A socket option is rejected, or the file of the socket does not exist.
@@ -107,7 +107,7 @@ impl ReservedAddress {
 
 fn bind_tcp(address: SocketAddr, tcp: &TcpConfig) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait for the last server's connections to leave TIME_WAIT.
+    // A restart must not wait for the connections of the previous process to leave TIME_WAIT.
     socket.set_reuse_address(true)?;
     if tcp.reuse_port {
         socket.set_reuse_port(true)?;

@@ -24,7 +24,7 @@ use crate::time::LoopTime;
 /// ends the pause earlier; the timer is for descriptors that other parts of the process close.
 const PAUSE_MS: u32 = 100;
 
-/// The addresses of a server that does not listen yet.
+/// The reserved addresses of a server that does not listen yet.
 #[derive(Debug)]
 pub struct ReservedAddresses(Vec<(ListenAddress, ReservedAddress)>);
 
@@ -32,22 +32,23 @@ pub struct ReservedAddresses(Vec<(ListenAddress, ReservedAddress)>);
 #[derive(Debug)]
 pub struct Listeners {
     entries: Vec<ListenerEntry>,
-    /// The one that accepts next, so that a flood at one does not keep the clients of the others waiting.
+    /// Index of the listener that accepts next, so that a flood at one listener does not keep the clients of the others
+    /// waiting.
     next: usize,
-    /// The token of the first; the others have those below it.
+    /// The token of the first listener; those of the others are the next lower ones.
     first_token: Token,
-    /// Clients must wait until there is room, and no later than this.
+    /// Accepting is paused until there is room, and at most until this time.
     paused_until: Option<LoopTime>,
     /// A spare descriptor, closed when no other is left, so that one client can be accepted and get a response.
     reserve: Option<File>,
-    /// The last accept failed for want of a descriptor. It does so ten times a second, and is logged once.
+    /// The last accept failed since no descriptor was left. This repeats ten times a second, and is logged once.
     is_exhausted: bool,
 }
 
 #[derive(Debug)]
 struct ListenerEntry {
     listener: Listener,
-    /// Clients may wait that no further event will announce.
+    /// Clients may be waiting that no further event will announce.
     is_ready: bool,
 }
 
@@ -65,7 +66,7 @@ pub enum Accept {
     Exhausted {
         /// The error of accept(2).
         error: io::Error,
-        /// It is the first since a client was accepted.
+        /// True for the first failure since a client was accepted.
         is_first: bool,
     },
 }
@@ -86,11 +87,11 @@ impl fmt::Display for ListenError {
 }
 
 impl ReservedAddresses {
-    /// Checks that the addresses are free, and binds those of TCP. A socket that the process was started with is used for its
-    /// address, or in addition to the addresses.
+    /// Checks that the addresses are free, and binds the TCP addresses. An inherited socket is used for its address, or
+    /// in addition to the addresses.
     ///
     /// # Errors
-    /// The first that cannot be listened on.
+    /// The first address that cannot be listened on.
     pub fn reserve(
         addresses: &[ListenAddress],
         mut inherited: Vec<InheritedSocket>,
@@ -115,7 +116,8 @@ impl ReservedAddresses {
         Ok(ReservedAddresses(reserved))
     }
 
-    /// Calls `load`, then listens, and returns the result of `load` too. The kernel refuses connections until then.
+    /// Calls `load`, then listens. Returns the result of `load` and the listeners. The kernel refuses connections until
+    /// then.
     ///
     /// # Errors
     /// `load` failed, or an address cannot be listened on.
@@ -147,7 +149,7 @@ impl Listeners {
         self.entries.iter().filter_map(|entry| entry.listener.address().ok())
     }
 
-    /// Registers the sockets with the poll, the first with this token and each further one with the one below.
+    /// Registers the sockets with the poll: the first with this token, each further one with the next lower token.
     ///
     /// # Errors
     /// A registration failed.

@@ -1,6 +1,6 @@
 //! The file of a Unix listening socket: created with its permissions, and removed with the socket.
 //!
-//! bind(2) fails if the file exists, also if the process that created it was killed. Such a file is removed, but only
+//! bind(2) fails if the file exists, even if the process that created it was killed. Such a file is removed, but only
 //! if it is a socket on which no process listens.
 
 use std::fs::{self, Permissions};
@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 use log::{info, warn};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// A socket file that this process has created. It is removed when this is dropped, unless another file has taken its
-/// place.
+/// A socket file that this process has created. It is removed on drop, unless another file has taken its place.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -22,7 +21,7 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Creates the file and listens. `mode` sets its permissions, which are otherwise those that the umask leaves.
+    /// Creates the file and listens. `mode` sets its permissions; without it they are those that the umask leaves.
     ///
     /// # Errors
     /// Another process listens on it, the path is that of another file, or the file cannot be created.
@@ -36,7 +35,7 @@ impl SocketFile {
         socket.bind(&SockAddr::unix(path)?)?;
         let file = SocketFile::of(path)?;
         if let Some(mode) = mode {
-            // Clients cannot connect yet, so none gets in before.
+            // Clients cannot connect before listen(2), so none connects with the wrong permissions.
             fs::set_permissions(path, Permissions::from_mode(mode))?;
         }
         socket.listen(backlog)?;

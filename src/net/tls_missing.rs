@@ -9,7 +9,7 @@ use mio::net::TcpStream;
 use super::acceptor::Acceptor;
 use crate::config;
 
-/// An acceptor of which there is no value.
+/// An acceptor with TLS. This build has none, so no value of this type exists.
 #[derive(Debug)]
 pub enum Tls {}
 

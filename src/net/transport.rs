@@ -44,8 +44,8 @@ pub trait Transport: Write {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Returns true if it has bytes to send that are in no outbox, or accepts a write that it rejected before. TLS
-    /// sends handshake messages and alerts, which may result from a read.
+    /// Returns true if the transport has bytes to send that are in no outbox, or accepts a write that it rejected
+    /// before. TLS sends handshake messages and alerts, which may result from a read.
     fn wants_write(&self) -> bool {
         false
     }

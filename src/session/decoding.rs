@@ -27,9 +27,9 @@ pub struct Decoding<'a> {
     pub frames_max: usize,
 }
 
-/// Cost of a compressed byte in a turn's budget, in addition to the decompressed bytes. Empty blocks that
-/// define codes of up to 10 bits are the most expensive input that is known: 16 KiB of them take about twice as long as
-/// the shortest such blocks of 11 bytes, and those 0.57 ms, five times as long as 16 KiB of empty frames.
+/// Cost of a compressed byte in a turn's budget, in addition to the decompressed bytes. Empty blocks that define codes
+/// of up to 10 bits are the most expensive known input: 16 KiB of the shortest such blocks, of 11 bytes, take 0.57 ms,
+/// five times as long as 16 KiB of empty frames, and 16 KiB of the most expensive ones about twice that.
 const COMPRESSED_BYTE_COST: usize = 8;
 
 /// Minimum cost of a visit that leaves a message half decompressed, which then holds a decompressor and the text so far.

@@ -136,7 +136,7 @@ impl FrameScanner {
         WholeMessages { close_code: scanner.close_code(), ..whole }
     }
 
-    /// Returns the number of bytes that the first frame in `input` lacks; `None` if it is complete, or invalid, or its
+    /// Returns the number of missing bytes of the first frame in `input`; `None` if it is complete, or invalid, or its
     /// header is incomplete.
     pub(super) fn missing_bytes(
         input: &[u8],
@@ -194,7 +194,7 @@ impl FrameScanner {
             let held = *length;
             let (next, _) = input.split_at(input.len().min(HEADER_BYTES_MAX - held));
             let check = if held == 0 {
-                // Usually all of it is there, and nothing is copied.
+                // Usually the header is complete, and nothing is copied.
                 check_header(next, rules)
             } else {
                 bytes[held..][..next.len()].copy_from_slice(next);
@@ -262,7 +262,7 @@ impl FrameScanner {
 pub(super) struct WholeMessages {
     pub(super) bytes: usize,
     pub(super) frames: usize,
-    /// The status code, if the last of them is a close frame that has one.
+    /// The status code, if the last scanned frame is a close frame that has one.
     pub(super) close_code: Option<u16>,
 }
 
@@ -361,7 +361,7 @@ fn is_first_byte_valid(first: u8, rules: HeaderRules) -> bool {
     !(reserved_bits || reserved_opcode || out_of_order || fragmented_control)
 }
 
-/// Checks the received bytes of a header, which others may follow; each rule as early as possible.
+/// Checks the received bytes of a header, which may be incomplete: each rule as early as possible.
 fn check_header(header: &[u8], rules: HeaderRules) -> HeaderCheck {
     let HeaderRules { in_message, is_compressed, message_bytes_max, .. } = rules;
     let Some(&first_byte) = header.first() else { return HeaderCheck::Partial };

@@ -72,7 +72,7 @@ pub enum Intent {
         /// Framing of the response.
         options: ResponseOptions,
     },
-    /// Have the shared log redeem the ticket of a request, which is processed again after that.
+    /// Redeem the ticket of a request in the shared log. The request is processed again after that.
     RedeemTicket {
         /// The hash of the ticket.
         hash: TicketHash,
@@ -185,7 +185,7 @@ pub enum Query {
     Ready,
     /// The metrics.
     Metrics,
-    /// The servers that share the log.
+    /// The nodes that share the log.
     Nodes,
     /// A page of the list of channels.
     Channels {

@@ -236,7 +236,7 @@ impl State {
         matches!(self, State::Responding(responding) if responding.has_unread())
     }
 
-    /// The query of [`State::has_query`].
+    /// The query that [`State::has_query`] reports.
     pub fn query(&self) -> Option<&PendingQuery> {
         match self {
             State::Responding(responding) if responding.has_query() => responding.query.as_deref(),
@@ -281,7 +281,7 @@ impl State {
         }
     }
 
-    /// Returns the number of bytes that the first frame in `input` lacks, if `input` begins with a message of a WebSocket.
+    /// Returns the number of missing bytes of the first frame in `input`, if `input` begins a message of a WebSocket.
     pub fn missing_frame_bytes(&self, input: &[u8], limits: &Limits) -> Option<u64> {
         match self {
             State::Open(open) => open.missing_frame_bytes(input, limits),
@@ -303,7 +303,7 @@ impl State {
             }
             State::Open(open) if open.has_undecoded() => {
                 let unread = open.take_unread();
-                // Without input if a message is left to be decompressed.
+                // `unread` is empty if only a message is left to be decompressed.
                 if let Some(next) = open.receive(&unread, ctx) {
                     self.become_next(next);
                 }

@@ -105,13 +105,13 @@ impl Open {
         scanner
     }
 
-    /// Returns true if received bytes are left to be decoded, or a message to be decompressed.
+    /// Returns true if there are received bytes to be decoded, or a message to be decompressed.
     pub(super) fn has_undecoded(&self) -> bool {
         let is_inflating = self.unfinished().is_some_and(Unfinished::is_inflating);
         is_inflating || self.extra.as_ref().is_some_and(|extra| !extra.unread.is_empty())
     }
 
-    /// Returns the number of bytes that the first frame in `input` lacks, if `input` begins with a message.
+    /// Returns the number of missing bytes of the first frame in `input`, if `input` begins a message.
     pub(super) fn missing_frame_bytes(&self, input: &[u8], limits: &Limits) -> Option<u64> {
         if self.unfinished().is_some() || self.has_undecoded() {
             return None;

@@ -49,12 +49,12 @@ pub enum Rejection {
         /// Milliseconds until the client should reconnect.
         retry_ms: u32,
     },
-    /// The log that the servers share cannot be reached, or was not read up to its end since the start.
+    /// The shared log cannot be reached, or this node has not read it up to its end since it started.
     BackplaneDown {
         /// Milliseconds until the client should retry.
         retry_ms: u32,
     },
-    /// The log that the servers share cannot be reached. The message was not published.
+    /// The shared log cannot be reached, and the message was not published.
     NotPublished {
         /// Milliseconds until the client should retry.
         retry_ms: u32,

@@ -1,4 +1,4 @@
-//! A WebSocket message whose payload is gathered: an incomplete one, or one that is compressed.
+//! A WebSocket message whose payload is gathered: it is incomplete, or compressed.
 //!
 //! It holds the received part of the payload once, in a box that exists only while a message is incomplete. tungstenite
 //! would hold it twice, in a read buffer with the frame and in the message that it assembles from fragments, and
@@ -30,7 +30,7 @@ pub struct Unfinished {
     scanner: FrameScanner,
     /// The opcode of the message; known with its first frame.
     is_text: bool,
-    /// The received part of the payload, unmasked; of a compressed message that is complete, what is decompressed.
+    /// The received part of the payload, unmasked. Once a compressed message is complete, its decompressed part.
     payload: Vec<u8>,
     /// The compressed payload of a complete message, while it is decompressed.
     inflation: Option<Inflation>,
@@ -66,12 +66,12 @@ impl Unfinished {
         }
     }
 
-    /// The deadline of the message, unless all of it has arrived.
+    /// The deadline of the message, unless it has arrived completely.
     pub(super) fn deadline(&self) -> Option<LoopTime> {
         (!self.is_inflating()).then_some(self.deadline)
     }
 
-    /// Returns true if all of it has arrived, and it is decompressed.
+    /// Returns true if the message has arrived completely, and is being decompressed.
     pub fn is_inflating(&self) -> bool {
         self.inflation.is_some()
     }
@@ -187,7 +187,7 @@ impl Unfinished {
         }
     }
 
-    /// Checks the text so far, and passes a message on that is complete.
+    /// Checks the text so far, and passes a complete message on.
     fn check_data(&mut self, is_whole: bool, on_message: &mut impl FnMut(Kind, Bytes)) -> DecodeOutcome {
         if self.is_text && !self.is_utf8(is_whole) {
             return DecodeOutcome::Failed(Reason::NotUtf8);

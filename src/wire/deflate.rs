@@ -4,18 +4,19 @@
 //! per connection, which takes memory and time for each. But the windows of all live subscribers of a channel *end with
 //! the channel's last compressed messages*: all those since the newest subscriber was sent its first. So one compressor
 //! serves the whole process: it is primed with exactly these messages, the channel's *context*, and its output is valid
-//! for all of these subscribers. For small messages that resemble each other that is almost a difference to the ones before.
+//! for all of these subscribers. A small message that resembles earlier ones is then encoded almost as a difference to
+//! them.
 //!
-//! **Which message ends a window** is known for each connection: a [`WindowEnd`] is the number of a compressed message in
-//! one format. A connection takes the number of the last compressed message that was queued for it, and a channel that of
-//! the last message that it compressed. A connection is *in step* with a channel if and only if both numbers are the
-//! same. A connection that has missed a message, for whatever reason, has another number: it receives the next batch
-//! *fresh*, that is without reference to earlier ones, and is in step after that. How far back the windows of all
-//! connections in step are the same is the subject of `hub::compression`.
+//! **Which message ends a window** is known for each connection: a [`WindowEnd`] is the number of a compressed message
+//! in one format. A connection takes the number of the last compressed message that was queued for it, and a channel
+//! that of the last message that it compressed. A connection is *in step* with a channel if and only if both numbers
+//! are the same. A connection that has missed a message, for whatever reason, has another number: it receives the next
+//! batch *fresh*, that is without reference to earlier ones, and is in step after that. `hub::compression` determines
+//! how far back the windows of all connections in step are the same.
 //!
 //! Whether a message is compressed depends on its channel (`--deflate-exclude`) and its frame (text, and at least
-//! `--deflate-bytes-min` bytes), so it is the same for all subscribers of the channel. Each message stays a frame of its
-//! own; the frames of a batch lie end to end.
+//! `--deflate-bytes-min` bytes), so it is the same for all subscribers of the channel. Each message stays a separate
+//! frame; the frames of a batch lie end to end.
 
 use std::num::NonZeroU32;
 use std::rc::Rc;
@@ -30,14 +31,14 @@ use crate::config::DeflateSettings;
 
 /// The window of the decompressors, 32 KiB: connections that negotiated a smaller one receive plain messages.
 const WINDOW_BITS: u8 = 15;
-/// The bytes of a window.
+/// The size of a window.
 pub const WINDOW_BYTES: usize = 1 << WINDOW_BITS;
 
 /// RFC 7692 7.2.1: the end of a sync flush, which is not sent.
 const REMOVED_TAIL_BYTES: usize = 4;
 
-/// Messages of a batch that are compressed alone. A reset of the compressor takes 1 to 5 us: a turn may publish 4,000
-/// messages of 64 bytes, which then are little smaller. The others are sent plain.
+/// Maximum number of messages of a batch that are compressed alone; the others are sent uncompressed. A reset of the
+/// compressor takes 1 to 5 us, and a turn may publish 4,000 messages of 64 bytes, which become little smaller.
 const ALONE_MESSAGES_MAX: u32 = 256;
 
 /// The number of a compressed message: the window of a connection that has received it last ends with it.
@@ -61,13 +62,13 @@ pub enum Encoding {
 /// The text that a compressed message may refer to, in addition to the messages before it in its batch.
 #[derive(Clone, Copy, Debug)]
 pub enum Context<'a> {
-    /// None, and to no other message of its batch either.
+    /// No text, not even that of other messages of its batch.
     Alone,
-    /// None.
+    /// No text of earlier batches.
     Fresh,
     /// The messages that end the window.
     After {
-        /// Those before the last one, end to end.
+        /// The messages before the last one, end to end.
         earlier: &'a [u8],
         /// The last one.
         last: &'a [u8],

@@ -1,12 +1,12 @@
-//! The compression level of a batch: the better, the more subscribers share its cost.
+//! The compression level of a batch: higher, the more subscribers share its cost.
 //!
 //! A message is compressed once for all subscribers, and sent to each of them with a system call of 4 to 5 us. With a
 //! thousand of them the best level takes less than a hundredth of that, and saves a third of the bytes of the fastest
 //! one.
 //!
-//! Two figures bound the choice: the usual cost of a level, and its **worst case**. The search for matches takes time
-//! that depends on the text, and a publisher may send one that was made for it: two letters at random are a match at
-//! nearly every position of the window.
+//! Two figures bound the choice: the usual cost of a level, and its **worst case**. The time of the search for matches
+//! depends on the text, and a publisher may send an adversarial one: random text of two letters has a match at nearly
+//! every position of the window.
 
 /// What a level costs: measured with zlib-rs 0.6 and the messages of `benches/pairs/messages.py` in a context of 32 KiB, on an
 /// AMD EPYC. The bench `deflate` (`benches/pieces.rs`) measures similar ones.
@@ -14,7 +14,7 @@ struct LevelCost {
     level: u8,
     ns_per_message: usize,
     ns_per_kib: usize,
-    /// Of the worst of 14 kinds of texts with small alphabets and short repetitions.
+    /// The cost for the worst of 14 kinds of texts with small alphabets and short repetitions.
     worst_ns_per_kib: usize,
 }
 
@@ -44,9 +44,9 @@ const LARGE_BYTES: usize = 4 << 10;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct BatchSize {
     pub(super) messages: usize,
-    /// Of all of them.
+    /// Bytes of all messages.
     pub(super) bytes: usize,
-    /// Of the largest one.
+    /// Bytes of the largest message.
     pub(super) largest_bytes: usize,
 }
 

@@ -20,8 +20,8 @@ const EMPTY_FINAL_BLOCK: [u8; 5] = [0x01, 0x00, 0x00, 0xff, 0xff];
 /// Maximum bytes that one step decompresses, which are then appended to the message.
 const STEP_BYTES: usize = 8 << 10;
 
-/// Maximum bytes that one step takes. Blocks without any text cost the most for each byte, so that a step takes no more
-/// than 50 us either way.
+/// Maximum compressed bytes that one step consumes. Blocks without any text cost the most for each byte, so that a step
+/// takes no more than 50 us either way.
 const STEP_INPUT_BYTES: usize = 1 << 10;
 
 /// Memory of a decompressor in addition to its step: the window of 32 KiB, and zlib-rs' state with the code tables.
@@ -53,11 +53,11 @@ struct Decompressor {
     step: [u8; STEP_BYTES],
 }
 
-/// A message that is decompressed.
+/// A message that is being decompressed.
 pub struct Inflation {
     decompressor: Box<Decompressor>,
     payload: Vec<u8>,
-    /// The part of the input that is decompressed.
+    /// The part of the input that is being decompressed.
     stage: InflationStage,
     /// Bytes of that part that are consumed.
     consumed: usize,
@@ -112,7 +112,7 @@ impl Inflater {
 }
 
 impl Inflation {
-    /// Memory that it takes.
+    /// Bytes of memory that the message holds.
     pub fn held_bytes(&self) -> usize {
         self.payload.capacity() + DECOMPRESSOR_BYTES + size_of::<Decompressor>()
     }
@@ -158,10 +158,10 @@ impl Inflation {
         Ok(InflateProgress { is_complete, consumed, produced })
     }
 
-    /// A final block has ended. Returns true if the message is complete.
+    /// Handles the end of a final block. Returns true if the message is complete.
     fn end_final_block(&mut self, is_at_end: bool, message: &[u8]) -> Result<bool, InflateError> {
         match self.stage {
-            // 7.2.3.4: final blocks may end the data, or be followed by others, which may refer to the text before them.
+            // 7.2.3.4: a final block may end the data, or be followed by blocks that may refer to the text before them.
             InflationStage::Payload if !is_at_end => {
                 self.final_blocks += 1;
                 if self.final_blocks > FINAL_BLOCKS_MAX {
@@ -178,7 +178,7 @@ impl Inflation {
         }
     }
 
-    /// A part of the input has ended, not with a final block.
+    /// Continues with the next part of the input after one that ended without a final block.
     fn begin_next_stage(&mut self) -> Result<(), InflateError> {
         self.stage = match self.stage {
             InflationStage::Payload => InflationStage::RemovedTail,

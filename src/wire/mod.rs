@@ -130,7 +130,7 @@ pub struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// Returns true if its payload takes more than `bytes` in that form. Examines at most `bytes` bytes.
+    /// Returns true if the payload takes more than `bytes` in that form. Examines at most `bytes` bytes.
     pub fn payload_exceeds(&self, form: Form, bytes: usize) -> bool {
         match form {
             Form::Raw => self.payload.len() > bytes,

@@ -47,7 +47,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Messages that were taken together, under the last of them.
+/// Messages that were taken together, by the index of the last one.
 type Rows = BTreeMap<u64, Vec<u8>>;
 
 struct World {
@@ -153,7 +153,7 @@ impl World {
         snapshot
     }
 
-    /// The hub that it makes.
+    /// The hub that is restored from the snapshot.
     fn restore(&self, limits: &Limits) -> (Hub, Restored) {
         Hub::restore(limits, self.hub.log_head(), self.snapshot(limits))
     }
@@ -162,7 +162,7 @@ impl World {
 /// A channel: its name, its public state, how many messages it had, and the stored ones.
 type ObservedChannel = (String, ChannelInfo, u64, String);
 
-/// The whole observable state of a hub, also of channels that it does not have.
+/// The whole observable state of a hub, including that of channels that do not exist.
 fn observe(hub: &mut Hub, now: LoopTime) -> (LogHead, Vec<ObservedChannel>, [u64; 6]) {
     let names: Vec<String> =
         hub.channels_from("", std::ops::Bound::Unbounded).map(|(name, _)| name.to_owned()).collect();
@@ -207,7 +207,7 @@ proptest! {
         let (mut restored, _) = world.restore(&limits);
         restored.check();
         prop_assert_eq!(observe(&mut restored, now), observe(&mut world.hub, now));
-        // Ages too: what is old goes at the same time.
+        // Both hubs must also expire messages at the same times.
         for millis in [200, 500, 999] {
             let now = now.after(millis);
             restored.expire(0..restored.keys_end(), now);

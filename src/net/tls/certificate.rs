@@ -27,7 +27,7 @@ use crate::plural::plural;
 /// more than one is for browsers that open several at a time to load a page.
 const TICKETS: usize = 1;
 
-/// How long before its expiry a certificate is warned about in the log. Automatic renewal happens about 30 days before.
+/// How long before the expiry of a certificate a warning is logged. Automatic renewal happens about 30 days before.
 const NOTICE_SECONDS: u64 = 14 * DAY_SECONDS;
 const DAY_SECONDS: u64 = 24 * 60 * 60;
 
@@ -35,7 +35,7 @@ const DAY_SECONDS: u64 = 24 * 60 * 60;
 pub(super) enum Resumption<'a> {
     /// New state.
     New(&'a config::TlsConfig),
-    /// That of the last configuration: tickets issued before a reload stay valid.
+    /// The state of the last configuration: tickets issued before a reload stay valid.
     Keep(&'a ServerConfig),
 }
 
@@ -89,7 +89,7 @@ pub(super) fn load(
     Ok(LoadedCertificate { config: with_sessions(config, resumption)?, expires_at })
 }
 
-/// Completes a configuration with what belongs to the handshake and to session resumption.
+/// Adds the settings of the handshake and of session resumption to a configuration.
 fn with_sessions(mut config: ServerConfig, resumption: Resumption<'_>) -> Result<ServerConfig, String> {
     // RFC 6455 upgrades HTTP/1.1. The handshake with a client that offers only HTTP/2 fails with an alert.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -97,7 +97,8 @@ fn with_sessions(mut config: ServerConfig, resumption: Resumption<'_>) -> Result
     match resumption {
         Resumption::New(limits) => {
             config.ticketer = ring::Ticketer::new().map_err(|error| error.to_string())?;
-            // For TLS 1.2 clients without tickets; all others store their session themselves.
+            // Stored sessions are for TLS 1.2 clients without tickets; all other clients store their session
+            // themselves.
             config.session_storage = match limits.sessions_max {
                 0 => Arc::new(NoServerSessionStorage {}),
                 max => ServerSessionMemoryCache::new(max),
@@ -202,7 +203,7 @@ fn is_ca_certificate(certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
         Some(CertificateError::NotValidYetContext { not_before, .. }) => not_before,
         _ => now,
     };
-    // webpki's name for it, in the error that rustls wraps.
+    // webpki's name for this error, which rustls wraps.
     matches!(validity(certificate, day), Some(CertificateError::Other(why)) if why.to_string().contains("CaUsedAsEndEntity"))
 }
 

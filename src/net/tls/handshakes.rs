@@ -6,10 +6,10 @@ use crate::access::address::AddressBlock;
 
 /// A turn's budget of handshakes, and its use by each address.
 ///
-/// **Fair between addresses**: while clients of several addresses (of IPv6 the /64) wait, each address may have an
-/// equal part of the budget, and at least one handshake. Which addresses wait is known from the turn before. So a
-/// client of another address gets its handshake in the turn after its first, as long as fewer addresses flood the
-/// server than the budget has handshakes.
+/// **Fair between addresses**: while clients of several addresses (for IPv6, of several /64 networks) wait, each
+/// address may have an equal part of the budget, and at least one handshake. Which addresses wait is known from the
+/// turn before. So a client of another address gets its handshake in the turn after its first, as long as fewer
+/// addresses flood the server than the budget has handshakes.
 pub(super) struct Handshakes {
     per_turn: usize,
     pub(super) left: Cell<usize>,

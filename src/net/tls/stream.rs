@@ -67,7 +67,7 @@ pub struct TlsBuffers {
     date: Cell<Rc<str>>,
     /// Makes the response to a client that speaks plain HTTP.
     plain_http_response: fn(Rc<str>) -> Vec<u8>,
-    /// See [`Transport::take_read_cost`]; each connection's is taken after its read.
+    /// The cost of the last read, which the loop takes after it: see [`Transport::take_read_cost`].
     read_cost: Cell<usize>,
 }
 
@@ -145,7 +145,7 @@ enum Inbound {
 enum Outbound {
     /// Bytes are encrypted, once there are keys.
     Open,
-    /// The same, and a write was rejected for want of keys.
+    /// As `Open`, and a write was rejected since there are no keys yet.
     Waiting,
     /// An alert was sent; further bytes are discarded.
     AlertSent,
@@ -257,8 +257,8 @@ impl<S: Transport> TlsStream<S> {
         }
     }
 
-    /// Decrypts, and encodes the messages of TLS itself: handshake and alerts. Returns the number of processed bytes of
-    /// ciphertext, of plaintext bytes in the reader's buffer, and of records with plaintext.
+    /// Decrypts records, and encodes the messages of TLS itself: handshake and alerts. Returns the numbers of processed
+    /// bytes of ciphertext, of plaintext bytes in the reader's buffer, and of records with plaintext.
     fn decrypt(&mut self, ciphertext: &mut [u8], buffer: &mut [u8]) -> (usize, usize, usize) {
         let (mut consumed, mut count, mut with_plaintext) = (0, 0, 0);
         let was_handshaking = self.session.is_handshaking();
@@ -326,7 +326,7 @@ impl<S: Transport> TlsStream<S> {
             return;
         }
         let sent_before = self.outgoing.len();
-        // With the same bytes as before, since rustls may refer to positions in them.
+        // `rest` must have the same bytes as before, since rustls may refer to positions in them.
         while self.session.wants_write() {
             match self.session.process_tls_records(rest).state {
                 Ok(ConnectionState::EncodeTlsData(record)) => append(record, &mut self.outgoing),
@@ -363,7 +363,7 @@ impl<S: Transport> TlsStream<S> {
         }
     }
 
-    /// Writes once; bytes that the socket does not accept are stored.
+    /// Writes once, and stores the bytes that the socket does not accept.
     fn send(&mut self, bytes: &[u8]) -> io::Result<bool> {
         let taken = loop {
             match self.socket.write(bytes) {

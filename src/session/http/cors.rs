@@ -142,8 +142,8 @@ fn shown(bytes: &[u8]) -> String {
 /// The longest list of header fields that is mirrored in the response to a preflight request.
 const HEADERS_BYTES_MAX: usize = 1024;
 
-/// The fields that a page wants to send, if it may: they are mirrored, since a fixed list would have to contain all
-/// that libraries and tracing add.
+/// The header fields that a page requests to send, if it may: they are mirrored, since a fixed list would have to
+/// contain all fields that libraries and tracing add.
 fn requested_headers<'a>(request: &Request<'a>) -> &'a str {
     let is_list = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~, ".contains(byte);
     match request.fields.one("access-control-request-headers") {

@@ -123,11 +123,11 @@ impl<'a, 'ctx> Exchange<'a, 'ctx> {
         self.wait(Reason::Served, Some(Box::new(pending)))
     }
 
-    /// Has the shared log redeem the ticket of the request, if it has one, and returns the wait for that. After it the
-    /// request is processed again: `None`.
+    /// Requests that the shared log redeem the ticket of the request, if it has one, and returns the state that waits
+    /// for the result. Returns `None` if there is no ticket, or if the request is processed again with the result.
     ///
     /// # Errors
-    /// The log has not responded.
+    /// The log cannot be reached, or has not confirmed the request.
     pub(super) fn redeem_in_log(
         &mut self,
         request: &Request<'_>,

@@ -15,7 +15,7 @@ pub struct Responding {
     unread: Vec<u8>,
     pending_responses: u32,
     then: AfterResponses,
-    /// Its ticket is being redeemed: then the request, which is unread again, is processed.
+    /// The ticket of the request is being redeemed. The request is unread again, and is processed after that.
     is_redeeming: bool,
     /// A query, until its response is complete. It is the last request: those before it were publish requests.
     pub(in crate::session) query: Option<Box<PendingQuery>>,
@@ -41,7 +41,7 @@ impl Responding {
         State::Responding(Box::new(Responding { unread, pending_responses, then, is_redeeming, query }))
     }
 
-    /// The wait of a request until a shared log has redeemed its ticket. `request`: the request, and the input after it.
+    /// Makes a request wait until a shared log has redeemed its ticket. `request`: the request, and the input after it.
     pub(in crate::session) fn begin_redeeming(request: Vec<u8>, pending_responses: u32) -> State {
         State::Responding(Box::new(Responding {
             unread: request,

@@ -90,7 +90,7 @@ impl ResponseOptions {
     ///
     /// In HTTP/1.1 its body is chunked, so that a client can distinguish its end from a lost connection, and one that
     /// reads by chunks gets each event as it arrives. HTTP/1.0 has no transfer coding: the body ends with the
-    /// connection (RFC 9112 6.3), and the head says so.
+    /// connection (RFC 9112 6.3), and the head has `Connection: close`.
     ///
     /// `no-transform` (RFC 9111 5.2.2.6) keeps intermediaries from compressing it, which holds events back until
     /// a block of the compressor is full (`compression` of Express); `X-Accel-Buffering` keeps nginx from
