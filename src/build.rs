@@ -1,7 +1,7 @@
 //! The build script: commit and cargo features for `--version`, and the files of the console in compressed form.
 //!
 //! The commit comes from git, or from the file that cargo packs into a published crate, which has no git repository.
-//! Debug builds have none: they would be compiled again after every commit.
+//! Debug builds omit the commit: they would be compiled again after every commit.
 
 use std::env;
 use std::fs;
@@ -50,14 +50,14 @@ fn compress_console() {
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     // 16 more than the window's bits: with the header and the trailer of gzip, as in zlib.
     let config = DeflateConfig { level: 9, window_bits: 15 + 16, ..DeflateConfig::default() };
-    // The bound is that of zlib's header, which is 12 bytes shorter with its trailer.
+    // The bound is for zlib's header and trailer, which are 12 bytes shorter than those of gzip.
     let mut out = vec![0; compress_bound(bytes.len()) + 12];
     let (compressed, status) = compress_slice(&mut out, bytes, config);
     assert_eq!(status, zlib_rs::ReturnCode::Ok);
     compressed.to_vec()
 }
 
-/// The hash has to differ between versions of a file, and resists no attacker: the files are the project's own.
+/// The hash has to differ between versions of a file, but need not resist attacks: the files are the project's own.
 fn fnv_1a(bytes: &[u8]) -> u64 {
     bytes
         .iter()

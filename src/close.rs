@@ -103,7 +103,7 @@ pub enum Reason {
         /// Milliseconds after which the client may retry.
         retry_ms: u32,
     },
-    /// The log that the servers share has no memory left for the message of a raw WebSocket.
+    /// Redis has no memory left for the message of a raw WebSocket.
     BackplaneFull {
         /// Milliseconds after which the client may retry.
         retry_ms: u32,

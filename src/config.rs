@@ -40,7 +40,7 @@ pub struct Config {
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// `127.0.0.1:8080`. Port 0 is a free one.
+    /// `127.0.0.1:8080`. Port 0 chooses a free port.
     Tcp(SocketAddr),
     /// `unix:/path`.
     Unix {
@@ -52,7 +52,7 @@ pub enum ListenAddress {
 }
 
 impl ListenAddress {
-    /// Returns true if other machines cannot connect to it.
+    /// Returns true if other machines cannot connect to the address.
     pub fn is_local(&self) -> bool {
         match self {
             ListenAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
@@ -85,14 +85,14 @@ pub struct HistoryFile {
 pub struct ServiceManagerConfig {
     /// The Unix datagram socket on which it receives notifications: a path, or `@` and a name.
     pub socket: OsString,
-    /// The interval in which it expects at least one sign of life.
+    /// The interval within which the manager expects at least one sign of life.
     pub watchdog: Option<Duration>,
 }
 
 /// The log that several servers share: a stream of Redis or Valkey.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BackplaneConfig {
-    /// This build has a backplane.
+    /// Evidence that this build has the backplane.
     pub feature: HasBackplane,
     /// The address of the Redis server.
     pub address: BackplaneAddress,
@@ -116,7 +116,8 @@ pub struct BackplaneConfig {
     /// Maximum time from a publish to its acknowledgement: longer than a failover by Sentinel with its usual settings
     /// needs, and shorter than the timeouts of HTTP clients.
     pub publish_timeout_ms: u32,
-    /// How many replicas must have a message before it is acknowledged. 0: durability is that of Redis' own settings.
+    /// Number of replicas that must have a message before it is acknowledged; 0: durability is that of Redis' own
+    /// settings.
     pub wait_replicas: u32,
     /// Maximum time to wait for these replicas. They respond within a round trip. Heartbeats, sent every 2 s, wait too, and
     /// a node is timed out after 6 s without one.
@@ -152,7 +153,7 @@ pub enum BackplaneAddress {
     Sentinel {
         /// The host names or addresses of the Sentinels, with their ports.
         sentinels: Vec<(String, u16)>,
-        /// The name under which they know the primary.
+        /// The name of the primary in the configuration of the Sentinels.
         primary: String,
     },
     /// `unix:/path`.
@@ -206,7 +207,7 @@ pub enum DeflateMode {
 pub struct DeflateSettings {
     /// The use of permessage-deflate.
     pub mode: DeflateMode,
-    /// The level, 1 to 9; `None`: the better, the more subscribers share its cost.
+    /// The level, 1 to 9; `None`: higher, the more subscribers share its cost.
     pub level: Option<u8>,
     /// Minimum size of a message that is compressed. Of a shorter one, the two bytes of the frame and the five of a
     /// block's begin and end are a large part; without context, messages of less than 100 bytes grow.
@@ -214,9 +215,9 @@ pub struct DeflateSettings {
     /// Maximum bytes of the messages that are kept for the next ones to refer to, of all channels and formats. 64 MiB
     /// are 300,000 messages of 200 bytes. Above it, subscribers of further channels receive messages without reference.
     pub context_bytes_max: usize,
-    /// Maximum bytes that a channel keeps for each of its subscribers, if that is more than its last message; 0: only the
-    /// last message. With 64 bytes, 512 subscribers have a context of 32 KiB, to which no window reaches further back. To
-    /// prime the compressor with 64 bytes takes some 0.1 us, and a send to a subscriber 4 us.
+    /// Maximum bytes of messages that a channel keeps as context for each of its subscribers, in addition to its last
+    /// message; 0: only the last message. With 64 bytes, 512 subscribers have a context of 32 KiB, to which no window
+    /// reaches further back. To prime the compressor with 64 bytes takes some 0.1 us, and a send to a subscriber 4 us.
     pub context_bytes_per_subscriber: usize,
 }
 

@@ -1,7 +1,7 @@
 //! Evidence that a part of the server was built.
 //!
-//! A part without libraries of its own is compiled in every build, and left out of the program by its types. Without its
-//! cargo feature there is no value of the evidence, and so no value of a struct that contains it: the compiler removes the
+//! A part that needs no library is compiled in every build, and left out of the program by its types. Without its cargo
+//! feature there is no value of the evidence, and so no value of a struct that contains it: the compiler removes the
 //! branches that handle one. Parts with libraries have a module that takes their place, such as `net/tls_missing.rs`.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

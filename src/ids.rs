@@ -76,8 +76,8 @@ impl ChannelName {
 /// A message's id: its log, and its sequence number in the log.
 ///
 /// One counter numbers the messages of all channels, so one id is a cursor for any set of channels. On the wire it is
-/// `<epoch>-<seq>`, and opaque to clients. Ids of one log are ordered by epoch first: in a log that several servers share
-/// the epoch of a later part is the greater one.
+/// `<epoch>-<seq>`, and opaque to clients. Ids of one log are ordered by epoch first: in a shared log, a later epoch
+/// has a greater number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MessageId {
     /// Identifies the log: a random number, different for each log.
@@ -204,21 +204,21 @@ pub struct ClientId(u32);
 
 /// The client ids of a process, by the generations of its slots.
 ///
-/// A server by itself counts from its salt. Servers that share a log allocate blocks of 2^24 ids there, since `?echo=0`
-/// compares the ids of clients of all of them.
+/// A single server counts from its salt. Nodes that share a log allocate blocks of 2^24 ids there, since `?echo=0`
+/// compares the ids of the clients of all nodes.
 #[derive(Debug)]
 pub struct ClientIds {
     salt: u32,
-    /// A block has two to the power of this many ids.
+    /// The binary logarithm of the number of ids in a block.
     block_bits: u32,
     blocks: Vec<u32>,
 }
 
-/// A block of client ids is for 2^24 connections: 256 blocks have different ids.
+/// A block of client ids is for 2^24 connections, so ids of 32 bits have 256 blocks.
 const BLOCK_BITS: u32 = 24;
 
-/// Another block is allocated when one in this many of the ids is left: a million, which a server does not accept within
-/// an outage of the log.
+/// Another block is allocated when a sixteenth of the ids is left. That is a million, more connections than a node
+/// accepts during an outage of the log.
 const BLOCK_RESERVE: u64 = 16;
 
 impl Default for ClientIds {

@@ -74,12 +74,12 @@
 //! - `session` is the conversation of one connection: bytes in; outbox bytes and intents out.
 //! - `hub` is the channels: subscriptions, batches, history.
 //! - `net` is sockets and bytes: listener, transport, TLS, outbox. [`client`] is the client side of a connection.
-//! - [`backplane`] is the protocol of a log that several servers share.
+//! - [`backplane`] is the protocol of a log that several nodes share.
 //! - `metrics` counts.
 //! - `wire` encodes messages and decodes commands; `access` checks tokens, origins and rate limits.
-//! - `tables` is tables that release their memory after a flood of entries.
+//! - `tables` has tables that release their memory after a flood of entries.
 //! - `close` names each reason for a close; `config`, `ids` and `time` are the vocabulary of all layers, and `features`
-//!   is the parts of this build.
+//!   names the parts of this build.
 //!
 //! The allocator, whose byte count the memory budget needs, belongs to the binary: `src/main.rs` and
 //! `src/allocator.rs`.

@@ -81,8 +81,8 @@ impl AuthFlags {
         Ok(keys.map(|keys| Verifier { keys, audiences: audiences.clone(), issuers: issuers.clone() }))
     }
 
-    /// The authenticator of a server that listens on these addresses, and a description for the log. Without a key or an
-    /// explicit `--anonymous`, only a server on loopback addresses and Unix sockets accepts clients.
+    /// Makes the authenticator of a server that listens on these addresses, and a description for the log. Without a
+    /// key or an explicit `--anonymous`, only a server on loopback addresses and Unix sockets accepts clients.
     pub(super) fn authenticator(&self, listen: &[ListenAddress]) -> Result<(Authenticator, String), Failure> {
         let verifier = self.verifier()?;
         let public = listen.iter().find(|address| !address.is_local());

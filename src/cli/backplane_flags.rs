@@ -15,13 +15,13 @@ use crate::features::HasBackplane;
 /// The port of Redis.
 const PORT: u16 = 6379;
 
-/// The port of Sentinel.
+/// The default port of a Sentinel.
 const SENTINEL_PORT: u16 = 26379;
 
 /// The shortest `--backplane-age-seconds`: a node that is not connected for less reads everything.
 const AGE_SECONDS_MIN: u32 = 60;
 
-/// The smallest `--backplane-bytes-max`: every node trims the log that all of them share.
+/// Minimum of `--backplane-bytes-max`: every node trims the log that all of them share.
 const BYTES_MAX_MIN: usize = 1 << 20;
 
 /// Bytes that a message's entry can have in addition to its payload: the items before it, the channel, the user, and the key.
@@ -140,7 +140,8 @@ impl BackplaneFlags {
         }))
     }
 
-    /// Flags that have an effect with a backplane only. Those with a default may come from a file of variables.
+    /// Rejects flags that have an effect with a backplane only. Those with a default are accepted, since they may come
+    /// from a file of variables.
     fn without_backplane(&self) -> Result<Option<BackplaneConfig>, Failure> {
         let given = [
             ("--backplane-user", self.backplane_user.is_some()),
@@ -154,7 +155,8 @@ impl BackplaneFlags {
         }
     }
 
-    /// Every message that this node accepts must fit into the log, and be read from it by every other node.
+    /// Checks that every message that this node accepts fits into the log, and that every other node can read it from
+    /// there.
     fn check_message_size(&self, limits: &Limits) -> Result<(), Failure> {
         let (flag, bytes) = if limits.body_bytes_max > limits.message_bytes_max {
             ("--body-bytes-max", limits.body_bytes_max)

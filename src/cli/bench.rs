@@ -239,7 +239,7 @@ impl CommonFlags {
     }
 }
 
-/// Why no connection was opened, if the user can do something about it.
+/// The error if no connection was opened, with advice if the user can do something about it.
 fn none_opened(report: &Report) -> String {
     let causes = &report.connections.failures;
     let advised = causes.iter().find_map(|count| Some((&count.cause, TlsError::advice_about(&count.cause)?)));

@@ -1,6 +1,6 @@
 //! `oyez health`: a health check for containers and scripts. The exit status is 0 if the server responds with 200.
 //!
-//! Images without a shell have no curl.
+//! Container images without a shell have no curl either.
 
 use clap::Args;
 
@@ -34,7 +34,7 @@ impl HealthCommand {
             format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", endpoint.authority());
         let failed = |why: String| Failure::Failed(why);
         let response = http_request::send(&endpoint, request.as_bytes()).map_err(|error| match error {
-            // It names the server already.
+            // The text names the server already.
             http_request::HttpRequestError::NotConnected(why) => failed(why),
             other => failed(format!("{endpoint}: {other}")),
         })?;

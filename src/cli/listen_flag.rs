@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use super::failure::Failure;
 use crate::config::ListenAddress;
 
-/// The permissions that chmod(2) sets, without those that have no meaning for a socket.
+/// The permission bits of chmod(2) that have a meaning for a socket.
 const MODE_MAX: u32 = 0o777;
 
 /// A part of the list.

@@ -1,7 +1,7 @@
 //! Parts that this build leaves out, by its cargo features.
 //!
-//! Every build declares the flags of all parts. One of a missing part is not shown by `--help`, and is an error where it is
-//! given, as a flag or as a variable: a configuration that relies on TLS must not start a server without it.
+//! Every build declares the flags of all parts. The flag of a missing part is not shown by `--help`, and is an error if
+//! it is given as a flag or as a variable: a configuration that relies on TLS must not start a server without it.
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
@@ -80,7 +80,7 @@ const PARTS: [OptionalPart; 5] = [
     },
 ];
 
-/// Flags that request what a build without the part does anyway, with the value that does.
+/// Flags and values that request the behavior of a build without the part; they are accepted.
 const HARMLESS: [(&str, &str); 2] = [("deflate", "off"), ("no-console", "true")];
 
 /// The error of using a part that this build leaves out.
@@ -127,7 +127,7 @@ fn missing_part(is_serve: bool, flag: &str) -> Option<&'static OptionalPart> {
 mod tests {
     use super::*;
 
-    /// A new flag of a part must not be left out of its list: the flag would be shown, and have no effect.
+    /// A flag of a part that is missing from the part's list would be shown, and have no effect.
     #[test]
     fn flag_with_the_name_of_a_part_is_in_its_list() {
         let command = super::super::arranged_command();

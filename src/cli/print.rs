@@ -1,4 +1,4 @@
-//! `oyez print`: generated files for an installation, so that the binary is the only download.
+//! `oyez print`: files for an installation, so that the binary is the only download.
 //!
 //! The manual pages, the completions and the list of variables are made from the declarations of the flags; the other
 //! results are files in the folder `print`.
@@ -82,7 +82,7 @@ fn man(mut command: Command, names: &[String]) -> Result<String, Failure> {
             Failure::Usage(format!("{} has no command {name:?}: {why}", found.get_name()))
         })?;
     }
-    // `-h` shows the most used flags only, a page all of them.
+    // `-h` shows the most used flags only; a manual page has all of them.
     let mut found = found.clone().mut_args(|arg| arg.hide_short_help(false));
     let name = found.get_display_name().unwrap_or(found.get_name()).to_owned();
     let usage = found.render_usage().to_string();

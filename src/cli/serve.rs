@@ -598,11 +598,11 @@ impl Serve {
     }
 }
 
-/// A configuration that was found to be valid, and what else a server is made of.
+/// A valid configuration, and the other parts of a server.
 struct Startup {
     config: Config,
     access_config: AccessConfig,
-    /// The listening sockets that the process was started with.
+    /// The listening sockets that the process inherited.
     sockets: Vec<InheritedSocket>,
     connections_max: usize,
     /// Lines for the log. They are logged once the server listens, so that an error at start is not hidden among them.
@@ -620,8 +620,8 @@ impl Startup {
         let Startup { config, access_config, sockets, connections_max, facts } = self;
         let (reuse_port, command) = (config.tcp.reuse_port, config.command.clone());
         let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
-        // The first count starts the thread that returns pages to the system. Loading a history frees many, and the first
-        // client may come much later.
+        // The first count starts the thread that returns pages to the system. Loading a history frees many pages, and
+        // the first client may connect much later.
         let _ = allocated_bytes();
         let mut server =
             Server::bind(config, access_config, sockets, connections_max, acceptor).map_err(|error| {
@@ -651,7 +651,7 @@ impl Startup {
 }
 
 /// Raises the descriptor limit as far as possible, and computes the maximum number of connections of a server with this
-/// many listeners. Returns a line for the log with it.
+/// many listeners. Returns it with a line for the log.
 fn connections_max(wanted: Option<usize>, listeners: usize) -> Result<(usize, String), Failure> {
     let reserved = DESCRIPTORS_RESERVED + listeners.saturating_sub(1);
     let failed = |error: io::Error| Failure::Failed(format!("cannot read the descriptor limit: {error}"));
@@ -698,7 +698,7 @@ fn greeting(scheme: &str, addresses: &[ListenAddress]) -> String {
     lines.collect()
 }
 
-/// The URL of an address, for clients on this machine; `None` for the one that they use without `--url`.
+/// The URL of an address, for clients on this machine; `None` for the default of `--url`.
 fn url_of(scheme: &str, address: &ListenAddress) -> Option<String> {
     let ListenAddress::Tcp(address) = address else { return Some(address.to_string()) };
     // Clients cannot connect to an unspecified address.

@@ -1,5 +1,5 @@
-//! What a service manager such as systemd gives its service in the environment: listening sockets (sd_listen_fds(3)), and
-//! where to send notifications (sd_notify(3), sd_watchdog_enabled(3)).
+//! The environment variables of a service manager such as systemd: listening sockets (sd_listen_fds(3)), and the
+//! address for notifications (sd_notify(3), sd_watchdog_enabled(3)).
 
 use std::env;
 use std::io;
@@ -13,11 +13,11 @@ use super::failure::Failure;
 use crate::config::ServiceManagerConfig;
 use crate::net::inherited_socket::InheritedSocket;
 
-/// Takes the listening sockets that the process was started with.
+/// Takes the listening sockets that the process inherited.
 ///
-/// Called once, before other descriptors are opened.
+/// Must be called once, before other descriptors are opened.
 pub(super) fn take_sockets() -> Result<Vec<InheritedSocket>, Failure> {
-    // ListenFd ignores the names.
+    // `ListenFd` ignores the names of the sockets.
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
     let mut passed = ListenFd::from_env();
@@ -33,7 +33,7 @@ pub(super) fn take_sockets() -> Result<Vec<InheritedSocket>, Failure> {
     sockets.collect()
 }
 
-/// Takes a socket of TCP or a Unix stream socket.
+/// Takes a TCP socket or a Unix stream socket.
 fn take_socket(passed: &mut ListenFd, at: usize) -> io::Result<OwnedFd> {
     let tcp = passed.take_tcp_listener(at).map(|socket| socket.map(OwnedFd::from));
     let socket = tcp.or_else(|_| passed.take_unix_listener(at).map(|socket| socket.map(OwnedFd::from)))?;
@@ -44,7 +44,8 @@ fn take_socket(passed: &mut ListenFd, at: usize) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Where the service manager receives notifications, and how often it expects one; `None` without one.
+/// The address of the service manager for notifications, and the interval of its watchdog; `None` without a service
+/// manager.
 pub(super) fn config() -> Option<ServiceManagerConfig> {
     let socket = env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())?;
     Some(ServiceManagerConfig { socket, watchdog: watchdog() })
@@ -52,7 +53,7 @@ pub(super) fn config() -> Option<ServiceManagerConfig> {
 
 fn watchdog() -> Option<Duration> {
     let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    // The variables may be those of a parent.
+    // The variables may be meant for a parent process.
     let is_own = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
     number("WATCHDOG_USEC").filter(|&micros| is_own && micros > 0).map(Duration::from_micros)
 }

@@ -1,5 +1,4 @@
-//! A connection as `Read` and `Write`, plain or over TLS: the form in which tungstenite and a single HTTP request use
-//! it.
+//! A connection as `Read` and `Write`, plain or over TLS, for tungstenite and for single HTTP requests.
 //!
 //! It blocks if and only if its socket does. Pending TLS records are sent before each read and write.
 
@@ -36,7 +35,7 @@ impl ByteStream {
     /// # Errors
     /// The TLS session cannot be started.
     pub fn new(stream: TcpStream, tls: Option<&TlsConnector>) -> io::Result<ByteStream> {
-        // mio's type accepts a blocking socket as long as it is not registered.
+        // mio's stream may be blocking as long as it is not registered.
         ByteStream::over(mio::net::TcpStream::from_std(stream), tls)
     }
 
@@ -53,7 +52,7 @@ impl ByteStream {
         Ok(ByteStream { transport, buffer, unread: 0..0, ca_flag })
     }
 
-    /// Continues the TLS handshake. Returns true if it is complete, false if the socket has to be waited for.
+    /// Continues the TLS handshake. Returns true if it is complete, false if it waits for the socket.
     ///
     /// # Errors
     /// The connection or the handshake failed.

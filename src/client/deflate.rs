@@ -2,12 +2,12 @@
 //!
 //! **Equal messages to many connections are decompressed once.** Compressed data may refer to the window of its
 //! connection, the last 32 KiB that it has received. The text of a message follows from that window and the compressed
-//! bytes alone. So connections whose windows are equal share one, and a message that several of them receive is
-//! decompressed for the first; for the others its bytes are compared. With a decompressor for each connection, a thousand
-//! subscribers of a load generator touch 46 MiB for every message, which slows down what is measured on the same
-//! machine.
+//! bytes alone. So connections whose windows are equal share one window, and a message that several of them receive is
+//! decompressed for the first one; for the others only the compressed bytes are compared. With a decompressor for each
+//! connection, a thousand subscribers of a load generator touch 46 MiB for every message, which slows down what is
+//! measured on the same machine.
 //!
-//! Connections that negotiated nothing have the scanner of [`super::frames`] alone.
+//! Connections without compression use the scanner of [`super::frames`] alone.
 
 use std::ops::ControlFlow;
 use std::rc::Rc;
@@ -30,17 +30,17 @@ const STEP_BYTES: usize = 8 << 10;
 /// The largest message that is accepted: the maximum of `oyez serve --message-bytes-max`.
 const MESSAGE_BYTES_MAX: usize = 1 << 30;
 
-/// Decompressed messages that are kept for further connections: more than are usually in flight.
+/// Number of decompressed messages that are kept for other connections: more than are usually in flight.
 const RECENT_MESSAGES: usize = 256;
 
 /// The decompressor of all connections.
 pub struct SharedInflater {
     inflate: Inflate,
-    /// The number of the window that `inflate` has.
+    /// The number of the window in the state of `inflate`.
     at: u64,
     /// The number of windows so far.
     windows: u64,
-    /// The last messages, each at the number of the window that it follows.
+    /// The windows after the last messages, indexed by the number of the window before the message.
     recent: Vec<Option<Rc<InflateWindow>>>,
     /// The memory in which a message is decompressed.
     out: Vec<u8>,
@@ -57,7 +57,7 @@ struct InflateWindow {
     compressed: Vec<u8>,
     /// The message.
     text: Bytes,
-    /// The messages that are in the window, the last included.
+    /// The messages that are in the window, including the last.
     texts: Vec<Bytes>,
 }
 
@@ -101,7 +101,7 @@ impl SharedInflater {
                 self.inflate.set_dictionary(&texts[start..]).map_err(|_| InvalidFrame)?;
             }
         }
-        // Until the message is known to be valid.
+        // No window, until the message is known to be valid.
         self.at = u64::MAX;
         self.inflate(compressed)?;
         self.windows += 1;
@@ -134,7 +134,7 @@ impl SharedInflater {
                 self.out.truncate(length + produced);
                 rest = &rest[consumed..];
                 match status {
-                    // A final block would end the stream; no server of a broadcast needs one.
+                    // A final block would end the stream, and Oyez sends none.
                     Status::StreamEnd => return Err(InvalidFrame),
                     _ if rest.is_empty() && produced < STEP_BYTES => break,
                     _ if consumed == 0 && produced == 0 => return Err(InvalidFrame),
@@ -150,7 +150,7 @@ fn texts_of(window: Option<&InflateWindow>) -> &[Bytes] {
     window.map_or(&[], |window| &window.texts)
 }
 
-/// The messages that are in the window after one more.
+/// The messages that are in the window after one more message.
 fn texts_after(window: Option<&InflateWindow>, text: &Bytes) -> Vec<Bytes> {
     let texts = texts_of(window);
     let mut bytes = text.len();
@@ -174,7 +174,7 @@ impl Default for SharedInflater {
 /// The scanner of a connection.
 #[derive(Debug)]
 pub enum MessageScanner {
-    /// Nothing was negotiated.
+    /// No compression was negotiated.
     Plain(ServerFrameScanner),
     /// permessage-deflate was negotiated.
     Deflate(Box<DeflateScanner>),
@@ -331,7 +331,7 @@ mod tests {
         }
     }
 
-    /// The kinds, messages and sizes that a scan visits.
+    /// The kind, message and size of each frame that a scan visits.
     fn shown(pieces: &[&[u8]]) -> Result<Vec<(FrameKind, Vec<u8>, u64)>, InvalidFrame> {
         let (mut inflater, mut connection) = (SharedInflater::new(), Connection::default());
         for piece in pieces {
@@ -437,7 +437,7 @@ mod tests {
             for (receiver, number, bytes) in messages {
                 let message = text(number, bytes);
                 for (index, (connection, deflate)) in connections.iter_mut().enumerate() {
-                    // One receives it, or all do.
+                    // Either one connection receives the message, or all do.
                     if receiver < 3 && receiver != index {
                         continue;
                     }

@@ -124,7 +124,8 @@ impl Endpoint {
         self.open_socket().and_then(|stream| ByteStream::new(stream, tls)).map_err(unreachable)
     }
 
-    /// The host and port as in the URL, for the `Host` field of a request. A Unix socket has none, and is on this machine.
+    /// The host and port as in the URL, for the `Host` field of a request. A Unix socket has no host; `localhost` is
+    /// used.
     pub fn authority(&self) -> &str {
         match &self.address {
             EndpointAddress::Url(url) => url.authority(),
@@ -141,7 +142,7 @@ impl Endpoint {
                 // Bounds connect(2) too, which waits while the backlog is full.
                 socket.set_write_timeout(Some(CONNECT_TIMEOUT))?;
                 socket.connect(&SockAddr::unix(path)?)?;
-                // A stream socket, of whichever family.
+                // The calls of a `TcpStream` work on any stream socket.
                 return Ok(socket.into());
             }
         };

@@ -1,4 +1,4 @@
-//! The error of an HTTP response of the server, for a message on a terminal.
+//! Describes the error in an HTTP response of the server, for a terminal.
 
 use serde::Deserialize;
 
@@ -19,7 +19,7 @@ struct ErrorBody {
 /// Describes the response of an Oyez server by its code and message, and any other by its status.
 pub fn describe(status: u16, body: &[u8]) -> String {
     match serde_json::from_slice(body) {
-        // Text from the server, printed on a terminal.
+        // The text is printed on a terminal, so control characters are escaped.
         Ok(ErrorResponse { error: ErrorBody { code, message } }) => {
             format!("{status} {}: {}", code.escape_debug(), message.escape_debug())
         }

@@ -30,7 +30,7 @@ pub struct Frame<'a> {
     pub payload_bytes: u64,
     /// At most the first [`START_BYTES_MAX`] bytes of the payload.
     pub start: &'a [u8],
-    /// Length of the frame as it was sent, header included; of a compressed message, that of all of its frames.
+    /// Length of the frame as it was sent, header included; for a compressed message, the length of all of its frames.
     pub sent_bytes: u64,
     /// The whole message, if it was compressed.
     pub decompressed: Option<&'a Bytes>,

@@ -12,7 +12,7 @@ pub const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Maximum header fields of a response. Servers send 3 to 10.
 const FIELDS_MAX: usize = 64;
 
-/// What a client requests.
+/// The request of a client.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HandshakeRequest<'a> {
     /// The host and port of the URL.
@@ -118,8 +118,8 @@ impl Handshake {
         if field("Sec-WebSocket-Accept") != Some(&self.accept) {
             return HandshakeResponse::Invalid("wrong Sec-WebSocket-Accept");
         }
-        // The same section: a subprotocol that was not offered fails the connection. A client that needs the one that it
-        // offers could do nothing with a connection without it.
+        // The same section: a subprotocol that was not offered fails the connection. A client that offers one needs it,
+        // so a response without it is rejected too.
         if field("Sec-WebSocket-Protocol") != self.protocol {
             return HandshakeResponse::Invalid("the server does not speak the requested subprotocol");
         }
@@ -132,8 +132,9 @@ impl Handshake {
     }
 }
 
-/// Returns true for a response to an offer of permessage-deflate without parameters. The parameters of a server may then
-/// be any but `client_max_window_bits` (RFC 7692 7.1), and none of them changes how its messages are decompressed.
+/// Returns true for a response to an offer of permessage-deflate without parameters. The server may then add any
+/// parameter except `client_max_window_bits` (RFC 7692 7.1), and none of them changes how its messages are
+/// decompressed.
 fn is_deflate(value: &str) -> bool {
     let mut parts = value.split(';').map(str::trim);
     let is_known = |parameter: &str| {

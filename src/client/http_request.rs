@@ -25,7 +25,7 @@ pub enum HttpRequestError {
     NotConnected(String),
     /// The request was sent, at least in part, and no response arrived.
     NoResponse(String),
-    /// What arrived is not HTTP.
+    /// The response is not HTTP.
     NotHttp,
 }
 

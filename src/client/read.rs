@@ -10,7 +10,7 @@ use super::cause::Cause;
 /// The result of one read.
 #[derive(Debug)]
 pub enum ReadResult {
-    /// Bytes at this range of the buffer; an empty range if only TLS's own records arrived.
+    /// Bytes at this range of the buffer; an empty range if only TLS records without plaintext arrived.
     Bytes {
         /// The range.
         range: Range<usize>,

@@ -13,19 +13,19 @@ use super::trust::{Certificates, Trust};
 /// The error of every attempt to use TLS.
 const NO_TLS: &str = "this build of oyez has no TLS: build it with the cargo feature tls";
 
-/// A TLS configuration of which there is no value.
+/// A TLS configuration. This build has no TLS, so no value of this type exists.
 #[derive(Clone, Debug)]
 pub enum TlsConnector {}
 
-/// A TLS session of which there is no value.
+/// A TLS session. This build has no TLS, so no value of this type exists.
 #[derive(Debug)]
 pub enum TlsSession {}
 
-/// A TLS connection of which there is no value.
+/// A TLS connection. This build has no TLS, so no value of this type exists.
 #[derive(Debug)]
 pub enum TlsTransport {}
 
-/// A TLS failure of which there is no value.
+/// A TLS failure. This build has no TLS, so no value of this type exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsError {}
 
@@ -67,7 +67,7 @@ impl TlsConnector {
         match *self {}
     }
 
-    /// Whether certificates are verified.
+    /// Returns whether certificates are verified.
     pub fn certificates(&self) -> Certificates {
         match *self {}
     }
@@ -99,7 +99,7 @@ impl TlsTransport {
         match *self {}
     }
 
-    /// The socket is writable again.
+    /// Records that the socket is writable again.
     pub fn unblock(&mut self) {
         match *self {}
     }
@@ -132,7 +132,7 @@ impl TlsTransport {
 }
 
 impl TlsError {
-    /// What to do about it.
+    /// Advice, if the user can do something about the failure.
     pub fn advice(self, _: &str) -> Option<String> {
         match self {}
     }

@@ -1,21 +1,21 @@
-//! The certificates that a client accepts, as flags and reports name them.
+//! The certificates that a client accepts, in flags and in reports.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// The flag of the commands for their trusted authorities.
+/// The flag for the file with the trusted authorities.
 pub const CA_FLAG: &str = "--tls-ca";
 
 /// Which certificates a client accepts.
 #[derive(Clone, Debug, Default)]
 pub enum Trust {
-    /// Those of the authorities that browsers trust.
+    /// Certificates of the authorities that browsers trust.
     #[default]
     Public,
-    /// Those of the public authorities, and of the authorities in this PEM file.
+    /// Certificates of the public authorities, and of the authorities in this PEM file.
     PublicAnd(PathBuf),
-    /// Those of the authorities in this PEM file.
+    /// Certificates of the authorities in this PEM file.
     Only(PathBuf),
     /// Any certificate.
     Any,

@@ -53,7 +53,8 @@ pub fn connect(
             HandshakeResponse::Status { status, head_bytes, content_bytes } => {
                 let bytes_max = content_bytes.unwrap_or(RESPONSE_BYTES_MAX).min(RESPONSE_BYTES_MAX);
                 let mut body = received.split_off(head_bytes);
-                // What of it does not arrive is missing from the error only.
+                // Only the text of the error depends on the body, so a body that does not arrive completely is used as
+                // it is.
                 while body.len() < bytes_max && read_more(&mut stream, &mut body).is_ok_and(|count| count > 0)
                 {
                 }

@@ -6,14 +6,14 @@
 //! flat, since the page names its files relative to itself and so works below any prefix that a proxy adds.
 //!
 //! The page is an ordinary client. It speaks `oyez.v1` through the public `/oyez.js`, and requests `/v1/channels`,
-//! `/v1/nodes` and `/metrics` with the token that the user enters. It shows nothing that another client with that token could not
-//! request.
+//! `/v1/nodes` and `/metrics` with the token that the user enters. It shows only data that any other client with that
+//! token can request.
 //!
 //! This module only holds bytes: the server receives the tables through its configuration, and does not import it.
 
 use crate::config::Asset;
 
-/// An embedded file, with what the build script has made of it.
+/// An embedded file, with its compressed form and its hash from the build script.
 macro_rules! asset {
     ($path:expr, $content_type:literal, $file:literal) => {
         Asset {

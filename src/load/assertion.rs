@@ -172,8 +172,8 @@ impl Assertion {
     }
 }
 
-/// Checks all conditions, and that the figures describe the server: those of an invalid run say nothing about it, good
-/// or bad. A condition on `invalid` replaces that.
+/// Checks all conditions, and that the run is valid: the figures of an invalid run do not describe the server. A
+/// condition on `invalid` replaces the check of validity.
 pub fn check_all(assertions: &[Assertion], report: &Report) -> Vec<String> {
     let failed = assertions.iter().filter_map(|assertion| assertion.check(report).err());
     let mut broken: Vec<String> = failed.map(|failed| failed.to_string()).collect();

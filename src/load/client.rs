@@ -36,7 +36,7 @@ pub struct Client {
     pub(super) flags: ClientFlags,
 }
 
-/// What all clients use in turn to read.
+/// The buffers that all clients use in turn to read.
 #[derive(Debug)]
 pub(super) struct ReadBuffers {
     pub(super) scratch: Vec<u8>,

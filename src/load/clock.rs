@@ -63,7 +63,7 @@ impl RunTime {
         self.nanos_since(earlier) as f64 / 1e9
     }
 
-    /// The same point in the unit of the outboxes.
+    /// The same point in time as a `LoopTime`, for the outboxes.
     pub fn loop_time(self) -> LoopTime {
         LoopTime::from_millis(self.0 / 1_000_000)
     }

@@ -1,6 +1,6 @@
-//! The text of messages that are to be compressed: a table of which a fifth changes from message to message.
+//! The text of messages with `--deflate`: a table of which a fifth changes from message to message.
 //!
-//! It follows from the sequence of the message alone, so a client can verify each byte of a decompressed message.
+//! The text is a function of the message's sequence number, so a client can verify each byte of a decompressed message.
 
 use bytes::Bytes;
 
@@ -9,7 +9,7 @@ use super::send_timestamp::SendTimestamp;
 /// A row changes with every fifth message.
 const CHANGE_INTERVAL: u32 = 5;
 
-/// Messages that are kept: more than are usually in flight.
+/// Number of expected texts that are kept: more than are usually in flight.
 const KEPT_MESSAGES: usize = 256;
 
 /// Writes the text after the timestamp of a payload.
@@ -20,7 +20,7 @@ pub fn fill(payload: &mut [u8], sequence: u32) {
         if rest.is_empty() {
             return;
         }
-        // The message that changed this row last.
+        // The sequence number of the message that changed this row last.
         let changed = sequence.wrapping_sub((sequence.wrapping_add(row)) % CHANGE_INTERVAL);
         let value = changed.wrapping_mul(7_919).wrapping_add(row.wrapping_mul(104_729)) % 10_000;
         let line = format!("{{\"row\":{row},\"name\":\"player {row}\",\"points\":{value}}},");
@@ -38,7 +38,7 @@ pub struct ExpectedTexts(Vec<Option<ExpectedText>>);
 struct ExpectedText {
     sequence: u32,
     text: Vec<u8>,
-    /// The payload that was found to be the same: many clients receive the same memory.
+    /// The last payload that was verified: many clients receive the same memory.
     verified: Option<Bytes>,
 }
 

@@ -63,9 +63,9 @@ pub struct DeliveryCounts {
     pub deliveries: u64,
     /// Bytes of these messages as they were sent to clients, headers included.
     pub sent_bytes: u64,
-    /// The same without compression.
+    /// Bytes that these messages would have taken without compression.
     pub plain_bytes: u64,
-    /// Messages that were not decompressed to what was published.
+    /// Messages whose decompressed content differs from the published content.
     pub corrupted: u64,
     /// Messages missing between received ones.
     pub missing: u64,

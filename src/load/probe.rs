@@ -37,7 +37,8 @@ pub struct ProcessMemory {
     pub rss: u64,
     /// Proportional set size; only the owner of the process may read it.
     pub pss: Option<u64>,
-    /// Resident pages that no file backs: heap and stacks, without the program's code. Like `pss`, for the owner only.
+    /// Resident pages that no file backs: heap and stacks, without the program's code. As for `pss`, only the owner of
+    /// the process may read it.
     pub anonymous: Option<u64>,
 }
 

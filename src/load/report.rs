@@ -130,10 +130,10 @@ pub struct TrafficReport {
     /// Bytes of a delivery on the connection, without TLS: the frames of a message.
     #[serde(default)]
     pub bytes_per_delivery: f64,
-    /// The same without compression.
+    /// Bytes of a delivery without compression.
     #[serde(default)]
     pub plain_bytes_per_delivery: f64,
-    /// Messages that were not decompressed to what was published.
+    /// Messages whose decompressed content differs from the published content.
     #[serde(default)]
     pub corrupted: u64,
     /// Time from the intended time of sending to each client.
@@ -236,7 +236,7 @@ pub struct MemoryPoint {
     pub connections: usize,
     pub rss_bytes: Option<u64>,
     pub pss_bytes: Option<u64>,
-    /// Pages that no file backs.
+    /// Bytes of resident pages that no file backs.
     pub anonymous_bytes: Option<u64>,
     pub kernel_socket_bytes: u64,
     pub kernel_slab_bytes: u64,

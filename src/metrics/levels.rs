@@ -1,4 +1,4 @@
-//! Gauges: levels that are read when the metrics are requested, in addition to the counters of [`Metrics`].
+//! Gauges, which are read when the metrics are requested, in addition to the counters of [`Metrics`].
 //!
 //! [`Metrics`]: super::Metrics
 
@@ -52,15 +52,15 @@ pub struct Levels {
 pub struct BackplaneStats {
     /// True if the node has applied everything that the log contained when the link was opened.
     pub is_up: bool,
-    /// Nodes that are alive, with this one.
+    /// Number of live nodes, this node included.
     pub nodes: usize,
     /// Items of the log that this node knows of and has not applied.
     pub lag_items: u64,
     /// How long the oldest own entry waits to be read back, in ms: 0 if none was sent.
     pub lag_ms: u32,
-    /// Bytes of publishes without acknowledgement.
+    /// Bytes of publishes that are not acknowledged.
     pub pending_bytes: usize,
-    /// Publishes without acknowledgement.
+    /// Publishes that are not acknowledged.
     pub pending: usize,
     /// Bytes of the log's entries.
     pub log_bytes: u64,
@@ -70,20 +70,20 @@ pub struct BackplaneStats {
     pub links_lost: u64,
     /// Error replies.
     pub errors: u64,
-    /// Replicas that had the last entries when they were last waited for.
+    /// Replicas that had the last entries at the end of the last wait.
     pub replicas: u64,
-    /// How often too few replicas had the last entries in time.
+    /// Number of waits that ended with too few replicas.
     pub waits_expired: u64,
-    /// What was read from the log.
+    /// Counters of the entries that were read from the log.
     pub read: ReadCounters,
 }
 
-/// What was read from the log since the start.
+/// Counters of the entries that were read from the log since the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReadCounters {
     /// Entries that were applied.
     pub entries: u64,
-    /// Their items.
+    /// Items of these entries.
     pub items: u64,
     /// Entries that were skipped as duplicates.
     pub duplicates: u64,

@@ -18,7 +18,7 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// What to do about it, if the user can do something. `flag` names the file with the trusted authorities.
+    /// Advice, if the user can do something about the failure. `flag` names the file with the trusted authorities.
     pub fn advice(self, flag: &str) -> Option<String> {
         (self == UNKNOWN_ISSUER).then(|| format!("trust its authority with {flag} FILE"))
     }
@@ -66,7 +66,7 @@ fn problem(error: &CertificateError) -> &'static str {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "not for servers"
         }
-        // webpki's name for a certificate of an authority that a server uses as its own.
+        // webpki's name for the error of a server that uses the certificate of an authority as its own.
         CertificateError::Other(error) if error.to_string().contains("CaUsedAsEndEntity") => {
             "of a certificate authority, not of a server"
         }

@@ -1,6 +1,6 @@
-//! TLS to a server: which certificates to trust, and one configuration that all connections to the server share.
+//! TLS to a server: the certificates to trust, and one configuration that all connections to the server share.
 //!
-//! Shared session tickets come with the shared configuration, so later handshakes are resumed as a browser's are.
+//! With the configuration, connections share session tickets, so later handshakes are resumed as those of a browser.
 //!
 //! In a build without the cargo feature `tls`, `tls_missing` takes the place of this module.
 
@@ -44,8 +44,8 @@ impl TlsConnector {
         TlsConnector::with_protocols(host, trust, vec![b"http/1.1".to_vec()], CA_FLAG)
     }
 
-    /// A configuration for a server that speaks one of these protocols (ALPN, RFC 7301); for an empty list, none is sent.
-    /// The flag `ca_flag` has set the file of `trust`.
+    /// A configuration for a server that speaks one of these protocols (ALPN, RFC 7301); for an empty list, none is
+    /// sent. `ca_flag` is the flag that sets the file of `trust`, for errors.
     ///
     /// # Errors
     /// As for [`TlsConnector::new`].
@@ -92,7 +92,7 @@ impl TlsConnector {
         Ok(TlsConnector { name: server_name(host)?, ..self.clone() })
     }
 
-    /// The client's side of one connection.
+    /// The client side of one connection.
     ///
     /// # Errors
     /// The system returns no random bytes.
@@ -103,7 +103,7 @@ impl TlsConnector {
         Ok(TlsSession::new(session))
     }
 
-    /// Whether certificates are verified.
+    /// Returns whether certificates are verified.
     pub fn certificates(&self) -> Certificates {
         self.certificates
     }

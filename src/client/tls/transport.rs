@@ -1,9 +1,9 @@
 //! A client's byte stream over TLS, without a blocking call.
 //!
-//! TLS is driven by hand, so that each step is one that a loop would also take for a plain socket. A read takes the
-//! bytes that the socket has and decrypts all of them, so that no bytes wait inside a session without an event to
-//! announce them. A short write has found the socket full, as a plain one has. The session's own records (its part of
-//! the handshake, a key update, an alert) are sent together with the outbox.
+//! Each TLS operation corresponds to one on a plain socket, so a loop treats both alike. A read takes the bytes that
+//! the socket has and decrypts all of them, so that no bytes wait inside a session without an event to announce them. A
+//! short write means that the socket is full, as for a plain socket. The session's own records (its part of the
+//! handshake, a key update, an alert) are sent together with the outbox.
 
 use std::io::{self, IoSlice, Read, Write};
 
@@ -14,8 +14,8 @@ use super::error::TlsError;
 use crate::client::cause::Cause;
 use crate::client::read::{ReadResult, read};
 
-/// One part in this many of the read buffer is for ciphertext. The rest is for the plaintext, which is shorter, and for
-/// a record whose beginning arrived with an earlier read.
+/// A quarter of the read buffer is for ciphertext. The rest is for the plaintext, which is shorter than the ciphertext,
+/// and for that of a record whose beginning arrived with an earlier read.
 const CIPHERTEXT_SHARE: usize = 4;
 
 /// The client's side of a TLS connection that has not begun.
@@ -60,7 +60,7 @@ impl TlsTransport {
         !self.is_blocked && self.session.wants_write()
     }
 
-    /// The socket is writable again.
+    /// Records that the socket is writable again.
     pub fn unblock(&mut self) {
         self.is_blocked = false;
     }
