@@ -98,7 +98,7 @@ pub enum Reason {
     MessageTimeout,
     /// The process is near its memory budget, and rejects large incomplete messages.
     LowMemory,
-    /// A message of a raw WebSocket, or its subscription, needs the log that the servers share, which cannot be reached.
+    /// A message of a raw WebSocket, or its subscription, needs the shared log, which cannot be reached.
     BackplaneDown {
         /// Milliseconds after which the client may retry.
         retry_ms: u32,
@@ -108,7 +108,7 @@ pub enum Reason {
         /// Milliseconds after which the client may retry.
         retry_ms: u32,
     },
-    /// Messages of the log that the servers share are missing here, and a raw WebSocket has no notice for that.
+    /// Messages of the shared log are missing here, and a raw WebSocket has no notice for that.
     Lost,
 }
 

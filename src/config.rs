@@ -31,7 +31,7 @@ pub struct Config {
     pub command: Vec<OsString>,
     /// The service manager that started the process; `None` without one.
     pub service_manager: Option<ServiceManagerConfig>,
-    /// The log that several servers share; `None`: this server is its own log.
+    /// The log that several nodes share; `None`: this server is its own log.
     pub backplane: Option<BackplaneConfig>,
     /// Static files.
     pub assets: Vec<&'static Asset>,
@@ -89,7 +89,7 @@ pub struct ServiceManagerConfig {
     pub watchdog: Option<Duration>,
 }
 
-/// The log that several servers share: a stream of Redis or Valkey.
+/// The log that several nodes share: a stream of Redis or Valkey.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BackplaneConfig {
     /// Evidence that this build has the backplane.

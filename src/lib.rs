@@ -17,6 +17,7 @@
 //! | handle_signals | SIGHUP reloads certificate and keys; SIGTERM and SIGINT begin the drain or end it |
 //! | relieve | compares the memory in use with the budget; near it, closes the largest connections and evicts history |
 //! | accept | accepts waiting sockets, up to a budget per turn |
+//! | receive | with a backplane: applies new entries of the shared log to the hub, up to a budget per turn |
 //! | read | reads every ready slot up to a budget and runs its session, which emits intents |
 //! | deliver | applies the intents to the hub: subscribe, publish, unsubscribe. Frames are queued in outboxes. Its last part, *refill*, makes the next slices of replays, listings and history pages, up to a budget |
 //! | flush | one write for each dirty slot, however many frames are queued. Its last part, *pressure*, pauses and resumes publishers |

@@ -2,7 +2,7 @@
 //!
 //! Inside the hub one `u64` numbers all positions of the log, the *index*: the fields named `seq` hold it, cursors are
 //! compared by it, and it only increases. Ids are `<epoch>-<seq>`, and an epoch is one lifetime of the log's data. A
-//! server by itself has one epoch for its whole life, and index and seq are equal. A log that several servers share can
+//! server by itself has one epoch for its whole life, and index and seq are equal. A log that several nodes share can
 //! begin further epochs, each of which continues the indexes: only this table translates.
 
 use crate::ids::{GapReason, MessageId};

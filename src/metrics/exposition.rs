@@ -105,7 +105,7 @@ impl ExpositionWriter<'_> {
     fn compression(&mut self, metrics: &Metrics, levels: &Levels) -> fmt::Result {
         let deflated =
             [("previous", metrics.deflated_in_context), ("none", metrics.deflated_without_context)];
-        let help = "Messages queued compressed, with reference to the previous one or to none, counted for each subscriber";
+        let help = "Messages queued compressed, with reference to earlier ones or to none, counted for each subscriber";
         self.counters("oyez_deflated_messages", help, "context", deflated.into_iter())?;
         let help = "Bytes that messages queued compressed would have taken as plain frames";
         self.counter("oyez_deflate_plain_bytes", help, metrics.deflate_plain_bytes)?;

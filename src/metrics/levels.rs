@@ -47,7 +47,7 @@ pub struct Levels {
     pub process: Process,
 }
 
-/// Gauges and counters of the link to a log that several servers share.
+/// Gauges and counters of the link to a log that several nodes share.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BackplaneStats {
     /// True if the node has applied everything that the log contained when the link was opened.

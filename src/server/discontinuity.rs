@@ -1,4 +1,4 @@
-//! Notifies all subscribers that the log which several servers share lost messages, or that this server missed some.
+//! Notifies all subscribers that the log that several nodes share lost messages, or that this server missed some.
 //!
 //! The walk visits the channels one after the other, a bounded number of subscribers in each turn, and the next entry of
 //! the log is applied after it: so each subscriber receives its notice between the messages before the discontinuity

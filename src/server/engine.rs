@@ -67,7 +67,7 @@ pub struct Engine<T> {
     /// A random number that identifies this process, for `run` of `hello`. A process that continues the same history
     /// has another.
     pub run: u32,
-    /// The log that several servers share; `None`: this server is its own log.
+    /// The log that several nodes share; `None`: this server is its own log.
     pub shared_log: Option<SharedLog>,
     /// The discontinuity of the log that subscribers are being notified of.
     pub(super) discontinuity: Option<DiscontinuityWalk>,

@@ -1,4 +1,4 @@
-//! The phases of the loop that concern a log that several servers share: receive, the end of a turn, and deadlines.
+//! The phases of the loop that concern a log that several nodes share: receive, the end of a turn, and deadlines.
 
 use std::hash::{BuildHasher, RandomState};
 

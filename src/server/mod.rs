@@ -10,7 +10,7 @@
 //! - **relieve** before the phases that allocate, with a fresh count of the memory in use, and before **flush**, which
 //!   sends its closes;
 //! - **accept** before **read**, so that new connections are in the slab before the event of their first bytes;
-//! - **receive** before **read**, since entries of the log that several servers share are older than new input;
+//! - **receive** before **read**, since entries of the log that several nodes share are older than new input;
 //! - **read** gathers intents, and **deliver** applies them, so that all messages of a turn become one batch for each
 //!   channel. Intents are also applied within *read* once 256 are queued, and at once when a connection is closed or
 //!   its deadline expires: the batches stay open until *deliver*. The last part of *deliver*, `refill`, makes the next
@@ -27,7 +27,7 @@
 //! - [`slot`] is one connection, [`slots`] the slab and its lists, `fair_queue` a queue in which addresses take turns.
 //! - `deliver` applies intents: `subscribe` subscriptions and replays, `publish` messages, `query` and
 //!   `channel_listing` queries, `refill` the slices of long responses.
-//! - `receive` applies the entries of a log that several servers share, and `log_phases` is its part of the loop.
+//! - `receive` applies the entries of a log that several nodes share, and `log_phases` is its part of the loop.
 //!   [`shared_log`] has the publishers and subscriptions that wait for entries, `backplane` the sockets.
 //! - `nodes` lists the nodes that share a log, `subscriber_counts` counts the subscribers on all of them, `tickets`
 //!   issues and redeems tickets, and `disconnect` closes the connections of a user on all of them.
@@ -166,7 +166,7 @@ pub struct Server<E: Acceptor> {
     listeners: Option<Listeners>,
     acceptor: E,
     engine: Engine<E::Transport>,
-    /// The connections to the log that several servers share.
+    /// The connections to the log that several nodes share.
     backplane: Option<Sockets>,
     /// Events of the log were left over in this turn.
     has_log_events: bool,

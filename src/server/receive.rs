@@ -1,4 +1,4 @@
-//! The receive phase: applies the entries of a log that several servers share.
+//! The receive phase: applies the entries of a log that several nodes share.
 //!
 //! Every server applies every entry, in the order of the log: so ids, order and history are the same on all of them. The
 //! messages of this server's own clients are acknowledged here. The phase precedes *read*, since entries of the log are

@@ -1,4 +1,4 @@
-//! The engine's part of a log that several servers share: the link to it, connections with messages that are not
+//! The engine's part of a log that several nodes share: the link to it, connections with messages that are not
 //! acknowledged, and intents that wait for entries of the log.
 
 use std::collections::{HashMap, VecDeque};
@@ -24,7 +24,7 @@ const SETTINGS_MS: u32 = 30_000;
 /// The interval if the last declaration was trimmed by `--backplane-bytes-max`.
 const TRIMMED_SETTINGS_MS: u32 = 1_000;
 
-/// A log that several servers share.
+/// A log that several nodes share.
 #[derive(Debug)]
 pub struct SharedLog {
     _feature: HasBackplane,

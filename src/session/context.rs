@@ -21,9 +21,9 @@ pub enum LogMode {
     /// The server is its own log: a message is published when it is submitted.
     #[default]
     Own,
-    /// Several servers share a log, and this one has not read it up to its end since its start.
+    /// Several nodes share a log, and this one has not read it up to its end since its start.
     Starting,
-    /// Several servers share a log: a message is published when it is read back.
+    /// Several nodes share a log: a message is published when it is read back.
     Ready,
 }
 

@@ -59,9 +59,9 @@ pub enum Rejection {
         /// Milliseconds until the client should retry.
         retry_ms: u32,
     },
-    /// The message was sent to the log that the servers share, and not read back in time: it may have been published.
+    /// The message was sent to the shared log, and not read back in time: it may have been published.
     Unconfirmed,
-    /// The log that the servers share has no memory left. The message was not published.
+    /// The shared log has no memory left. The message was not published.
     BackplaneFull,
     /// The request head was not complete in time.
     HeadTimeout {

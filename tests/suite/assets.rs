@@ -24,7 +24,7 @@ fn source(file: &str) -> Vec<u8> {
     fs::read(format!("src/console/{file}")).unwrap()
 }
 
-/// The body of the last response on a connection of its own.
+/// Requests a path on a new connection. Returns the body of the last response.
 fn body(server: &Server, path: &str, lines: &str) -> Vec<u8> {
     let mut stream = server.connect();
     stream.write_all(request("GET", path, &format!("{lines}Connection: close\r\n")).as_bytes()).unwrap();

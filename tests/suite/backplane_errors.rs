@@ -1,5 +1,5 @@
-//! Errors that Redis replies with, and the pauses, lines and answers that follow. Method: one link over a log server in memory
-//! that replies when the test lets it; the real binary where a socket fails.
+//! Error replies of Redis, and the pauses, log lines and responses that follow. Method: one link over a log server in
+//! memory that replies when the test lets it; the real binary where a socket fails.
 
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ struct Node {
     link: Link<u32>,
     pipes: Option<[Pipe; 2]>,
     now: LoopTime,
-    /// The server does not execute what it receives.
+    /// The server does not execute the commands that it receives.
     is_stopped: bool,
     attempts: usize,
     lines: Vec<LinkNotice>,
@@ -152,7 +152,7 @@ fn link_that_can_read_and_not_append_pauses_longer_with_each_attempt() {
     let connected = node.count(|line| matches!(line, LinkNotice::Connected { .. }));
     let up = node.count(|line| matches!(line, LinkNotice::Up { .. }));
     assert!((1..=3).contains(&lost) && connected <= lost && up <= lost, "{:?}", node.lines);
-    // It was sent, and the error shows that it was not written.
+    // The entry was sent, and the error shows that it was not written.
     assert_eq!(node.failed, [(7, PublishFailure::BackplaneDown)]);
     log.append_error = None;
     node.run_ms(&mut log, 3_000);
@@ -234,7 +234,7 @@ fn link_waits_for_a_reply_while_redis_is_out_of_memory() {
     assert_eq!(node.acknowledged, [2]);
 }
 
-/// In a new epoch the log knows no number of the run.
+/// At the beginning of an epoch, the log has no number of any run.
 #[test]
 fn first_entry_of_a_link_that_is_rejected_is_no_loss() {
     let mut log = new_log();
@@ -256,7 +256,7 @@ fn first_entry_of_a_link_that_is_rejected_is_no_loss() {
     assert_eq!([nodes[0].losses, nodes[1].losses], [0, 0]);
 }
 
-/// What another program has appended has none of the log's fields.
+/// An entry of another program has none of the fields of an entry of the log.
 #[test]
 fn entry_of_another_program_is_named() {
     let mut log = new_log();
@@ -270,7 +270,7 @@ fn entry_of_another_program_is_named() {
     assert!(line.contains(&format!("entry {epoch}-{} of the log is of another program", seq + 1)), "{line}");
 }
 
-/// Ids and times that only a hand writes: the last number of an epoch, and the end of the clock.
+/// Ids and times that only an operator writes by hand: the last number of an epoch, and the end of the clock.
 #[test]
 fn entry_with_the_largest_id_and_time_is_applied() {
     let mut log = new_log();
@@ -302,7 +302,7 @@ fn block_of_client_ids_that_another_node_has_is_not_used() {
         node.run_ms(&mut log, 1_000);
     }
     assert_eq!(node.blocks, [block]);
-    // Also if the node that has it has just started.
+    // This holds also if the node that has the block has just started.
     let mut log = new_log();
     let block = {
         let mut first = Node::new(1);
@@ -314,7 +314,7 @@ fn block_of_client_ids_that_another_node_has_is_not_used() {
     };
     log.data.state.insert("clients", (block - 1).to_string());
     assert_ne!(start(2, &mut log).blocks[0] % 256, block % 256);
-    // That of a node that has shut down is free.
+    // The block of a node that has shut down is free.
     let mut log = new_log();
     let mut node = start(1, &mut log);
     let block = node.blocks[0];

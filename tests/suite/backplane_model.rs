@@ -63,7 +63,7 @@ enum Fault {
         ms: u64,
     },
     Trim,
-    /// There is no memory for the next entries.
+    /// Redis has no memory for the next entries.
     Full {
         appends: usize,
     },

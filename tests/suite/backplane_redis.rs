@@ -270,7 +270,7 @@ fn two_nodes_receive_one_order_and_their_acknowledgements() {
     assert_eq!(third.nodes[0].received, cluster.nodes[0].received);
 }
 
-/// Nodes of a log that was deleted may be running, and their blocks are not known in the new one yet.
+/// Nodes of a deleted log may still run, and their blocks are not known in the new log yet.
 #[test]
 fn first_block_of_client_ids_of_a_log_is_random() {
     let blocks = [1, 2, 3].map(|run| {
@@ -363,7 +363,7 @@ fn publishes_are_rejected_while_redis_is_out_of_memory() {
     }
 }
 
-/// Redis may be full for one entry and not for the next one, which is on its way then.
+/// Redis may be full for one entry and not for the next one, which may be in flight by then.
 #[test]
 fn entry_whose_predecessor_was_rejected_is_rejected() {
     let Some(cluster) = Cluster::pair(&[]) else { return };
@@ -381,7 +381,7 @@ fn entry_whose_predecessor_was_rejected_is_rejected() {
     assert!(append("7", "0").starts_with('$'), "none before it is in flight");
     assert_eq!(append("9", "8"), "-OYEZORDER 7\r\n");
     assert!(append("8", "7").starts_with('$'));
-    // A second copy, of an entry that was sent on an earlier link, does not set the number back.
+    // A second copy of an entry that was sent on an earlier link does not set the number back.
     assert!(append("7", "0").starts_with('$'));
     assert!(append("9", "8").starts_with('$'));
     // The number of an earlier epoch.

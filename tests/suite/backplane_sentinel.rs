@@ -1,4 +1,4 @@
-//! A node whose Redis is found by Sentinels (`redis+sentinel://`). Method: a real Redis, and servers that reply as a
+//! A node that finds its Redis by Sentinels (`redis+sentinel://`). Method: a real Redis, and servers that reply as a
 //! Sentinel does, late, wrongly or not at all. Real Sentinels are in tests/cluster.
 
 use std::io::{Read, Write};
@@ -10,10 +10,10 @@ use crate::support::http::get;
 use crate::support::process::{Server, TEST_TIMEOUT, free_port, wait_until};
 use crate::support::redis::Redis;
 
-/// The question for the primary `main`.
+/// The query for the primary `main`.
 const QUESTION: &[u8] = b"*3\r\n$8\r\nSENTINEL\r\n$23\r\nget-master-addr-by-name\r\n$4\r\nmain\r\n";
 
-/// A Sentinel that answers the question with these bytes, one at a time, and closes.
+/// A Sentinel that replies to the query with these bytes, one at a time, and closes.
 fn sentinel(reply: &str) -> u16 {
     let reply = reply.to_owned();
     listen(move |mut stream| {
@@ -47,13 +47,13 @@ fn silent_and_closed_sentinels_are_followed_by_the_next_one() {
     let Some(_redis) = Redis::start(&["--bind", "127.0.0.1", "--port", &redis_port.to_string()]) else {
         return;
     };
-    // The first attempt begins with the second one.
+    // The first attempt begins with the second Sentinel.
     let ports = [sentinel(&address_of(redis_port)), silent(), free_port(), sentinel("-ERR x\r\n")];
     let sentinels: Vec<String> = ports.iter().map(|port| format!("localhost:{port}")).collect();
     let server = Server::start(&[&format!("--backplane=redis+sentinel://{}/main/1", sentinels.join(","))]);
     let mut client = Client::new(server.connect());
     wait_until("the node is ready", || client.ask(get("/readyz")).status == 200);
-    // It was found by the first attempt.
+    // The first attempt has found the primary.
     let log = server.stop();
     assert!(!log.contains("connection lost"), "{log}");
     assert!(log.contains(&format!("connected to 127.0.0.1:{redis_port}")), "{log}");
@@ -79,7 +79,7 @@ fn error_of_a_sentinel_is_named() {
 #[test]
 fn replica_that_a_sentinel_names_is_not_used() {
     let redis_port = free_port();
-    // Its primary does not exist.
+    // The replica's primary does not exist.
     let options = ["--bind", "127.0.0.1", "--port", &redis_port.to_string(), "--replicaof", "127.0.0.1 1"];
     let Some(redis) = Redis::start(&options) else { return };
     let port = sentinel(&address_of(redis_port));

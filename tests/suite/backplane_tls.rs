@@ -1,5 +1,5 @@
-//! A node whose log is reached over TLS (`rediss://`). Method: TLS in front of a real Redis for what must work; for what
-//! must not, servers whose certificate or protocol is wrong, and the line that the node logs.
+//! A node whose log is reached over TLS (`rediss://`). Method: TLS in front of a real Redis for the valid case; servers
+//! with a wrong certificate or protocol, and the line that the node logs, for the invalid ones.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -115,7 +115,7 @@ fn node_publishes_and_receives_over_tls() {
     }
     let mut subscriber = nodes[1].join("/ws/a");
     let mut publisher = Client::new(nodes[0].connect());
-    // Larger than the buffers of TLS, and of the socket.
+    // The largest message exceeds the buffers of TLS and of the socket.
     for length in [1, 100_000, 900_000] {
         let text = "x".repeat(length);
         let response = publisher.ask(publish("a", &text));

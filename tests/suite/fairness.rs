@@ -154,7 +154,7 @@ fn message_among_a_thousand_floods_that_begin_at_once_waits_for_few_turns() {
     let empty = frames::masked(TEXT, b"").repeat(1_000);
     let small = frames::masked(TEXT, &[b'x'; 32]).repeat(200);
     let large = frames::masked(TEXT, &[b'x'; 1_000]).repeat(20);
-    // The rest of a frame is read at once, up to 4 KiB, and what follows it up to a step.
+    // The rest of a frame is read at once, up to 4 KiB, and the bytes after it up to one step.
     let larger = frames::masked(TEXT, &[b'x'; 4_000]).repeat(5);
     let mixed =
         [frames::masked(TEXT, &[b'x'; 300]), frames::masked(TEXT, b"").repeat(200)].concat().repeat(3);

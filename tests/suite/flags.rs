@@ -95,7 +95,7 @@ fn short_help_shows_the_ten_most_used_flags() {
         };
         let count = |help: &str| headings(help).iter().map(|(_, flags)| flags.len()).sum::<usize>();
         let (short, long) = (help("-h"), help("--help"));
-        // Those of a missing part are not shown; --help and --version are.
+        // Flags of a missing part are not shown; --help and --version are.
         let missing = match arguments[0] {
             "serve" => {
                 usize::from(cfg!(not(feature = "history-file"))) + 2 * usize::from(cfg!(not(feature = "tls")))

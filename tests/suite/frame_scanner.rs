@@ -170,14 +170,14 @@ proptest! {
                 prop_assert_eq!(step, (1, ScanStop::EndOfInput));
             }
         }
-        // The same in one go.
+        // The same input in one call.
         let mut scanner = FrameScanner::new(false);
         prop_assert_eq!(scanner.scan(&bytes, 1 << 20), (bytes.len(), ScanStop::EndOfInput));
         prop_assert!(scanner.at_boundary());
     }
 
-    /// tungstenite accepts all that the scanner passes. Input at which the scanner stops is rejected by tungstenite
-    /// too, or forbidden by RFC 6455.
+    /// tungstenite accepts all input that the scanner passes. Input at which the scanner stops is rejected by
+    /// tungstenite too, or forbidden by RFC 6455.
     #[test]
     fn invalid_input_is_stopped_and_not_passed_on(junk in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..200) {
         let mut at_once = FrameScanner::new(false);

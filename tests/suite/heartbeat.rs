@@ -315,7 +315,7 @@ fn dripping_heads_by_the_thousand_delay_no_other_client() {
         for client in &mut dripping {
             client.send(byte);
         }
-        // A server that waits for the rest of a head waits for ever.
+        // A server that waited for the rest of a head would wait forever.
         subscriber.send_text("x");
         assert_eq!(subscriber.text(), "x");
     }

@@ -143,7 +143,7 @@ fn history_of_a_removed_channel_reports_a_gap() {
     let server = Server::start(&["--history-messages-max=0"]);
     let mut client = Client::new(server.connect());
     let ids: Vec<String> = (0..2).map(|_| client.ask(publish("a", "x")).id()).collect();
-    // A log that goes on, in a channel that has a subscriber.
+    // The log continues, in a channel that has a subscriber.
     let _subscriber = server.join("/ws/b");
     let head = client.ask(publish("b", "x")).id();
     let (epoch, _) = head.split_once('-').unwrap();

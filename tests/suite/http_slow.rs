@@ -213,7 +213,7 @@ fn kept_connection_during_a_drain_gets_connection_close() {
     for client in [&mut kept, &mut idle] {
         assert_eq!(client.ask(get("/readyz")).body, "ready\n");
     }
-    // It does not answer the close, and the server waits for that.
+    // The subscriber does not respond to the close frame, and the server waits for the response.
     let mut subscriber = server.join("/ws/a");
     server.signal("TERM");
     assert_eq!(subscriber.frame().close_code().0, 4200);
@@ -242,7 +242,7 @@ fn kept_connection_during_a_drain_gets_connection_close() {
     assert_eq!(events.event_or_end(), None);
     assert!(events.stream_is_whole());
     drop(events);
-    // The server does not wait for connections that only wait themselves.
+    // The server does not wait for idle HTTP connections.
     drop(subscriber);
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(0), "{log}");

@@ -265,7 +265,7 @@ fn burst_of_bombs_is_decompressed_within_the_budget_of_turns() {
         assert!(!frames.is_empty() || turns == 1, "each turn makes progress");
         received += frames.len();
         let held = rig.engine.slots.get(publisher).map_or(0, |slot| slot.state.held_bytes());
-        // One read that is not decoded, and the message that the budget has cut, with its decompressor.
+        // One undecoded read, and the message that the budget has interrupted, with its decompressor.
         let most = limits.read_bytes_per_connection + limits.message_bytes_max + (48 << 10);
         assert!(held <= most, "no more is read meanwhile: {held}");
     }
@@ -282,7 +282,7 @@ const NOISE_COST: usize = 9;
 
 #[test]
 fn single_message_is_decompressed_within_the_budget_of_turns() {
-    // The deadline of a message is for its bytes, all of which arrive at once.
+    // The deadline of a message applies to its bytes, all of which arrive at once.
     let limits = Limits {
         message_bytes_max: 1 << 20,
         message_timeout_ms: 10,
@@ -293,7 +293,7 @@ fn single_message_is_decompressed_within_the_budget_of_turns() {
     let publisher = join(&mut rig, "/ws/large");
     let (one, two) = (rig.join("/ws/calm"), rig.join("/ws/calm?echo=0"));
     let message = noise(120_000);
-    // The second one waits in the same read, and keeps its place.
+    // The second message arrives in the same read, and keeps its place.
     rig.send(publisher, &[compressed(BINARY, &message), compressed(TEXT, b"after it")].concat());
     let (mut turns, mut inflated) = (0, 0);
     while rig.engine.shared.metrics.published_by_websocket < 2 + turns {
@@ -404,7 +404,7 @@ fn compressed_messages_read_before_a_drain_are_published_and_later_ones_are_not(
         let published = |rig: &Rig| rig.engine.shared.metrics.published_by_websocket;
         assert!(published(&rig) > 0 && published(&rig) < 20, "the drain begins between them");
         rig.engine.drain(rig.now);
-        // Not read before the drain.
+        // This message is not read before the drain.
         rig.send(publisher, &one);
         rig.run_until_idle();
         assert_eq!(published(&rig), 20);

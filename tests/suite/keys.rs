@@ -141,7 +141,7 @@ fn key_set_skips_unusable_keys() {
     assert_eq!(used(json!([with(&ed, "x5c", json!(7))])), "EdDSA(k1)", "unused fields are not checked");
     assert_eq!(used(json!([with(&ed, "kid", json!("\u{1b}[31m"))])), "EdDSA(\\u{1b}[31m)");
 
-    // One key that cannot be used is named, and the others are used; alone it is rejected with the same words.
+    // An unusable key is named, and the others are used; a file with that key alone is rejected with the same text.
     let skips = |odd: Value, says: &str, is_notable: bool| {
         let set = json!({"keys": [odd, ed]}).to_string();
         let (keys, skipped) = Keys::from_jwks(set.as_bytes()).unwrap();

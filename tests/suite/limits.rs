@@ -95,7 +95,8 @@ fn address_limit_is_per_ipv4_address_and_ipv6_network() {
     assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 3);
 }
 
-/// How a connection is rejected at accept depends on what it asks for, so the rejection is held until its head has arrived.
+/// The response to a connection that is rejected at accept depends on its request, so it is sent once the head has
+/// arrived.
 #[test]
 fn rejected_event_source_gets_a_retry_delay() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });

@@ -16,7 +16,7 @@ use crate::support::folder::Folder;
 use crate::support::manual::{page, pages};
 use crate::support::process::{TEST_TIMEOUT, free_port, oyez};
 
-/// Commands that other tests run, or that change the machine.
+/// Commands that are not run here: other tests run them, or they change the machine.
 const NOT_HERE: [&str; 5] = ["cargo ", "tests/run", "sudo systemctl ", "sudo install ", "sudo sh "];
 
 /// The blocks in one of these languages, of all pages.

@@ -143,7 +143,7 @@ fn messages_of_a_batch_refer_to_those_before_them() {
     assert!(sizes[1..].iter().all(|&size| size * 2 < sizes[0]), "{sizes:?}");
 }
 
-/// A text that resembles no other one, and is the same for the same key but for the number at its end.
+/// A text that resembles only texts of the same key, from which it differs in the number at its end.
 fn distinct(key: u64, number: u64) -> String {
     let mut rng = Rng::new(key + 1);
     let words: String = (0..40).map(|_| format!("{:x} ", rng.below(1 << 40))).collect();
@@ -246,7 +246,7 @@ fn merged_batch_ends_with_the_messages_after_the_last_one_of_another_channel() {
         assert_eq!(got.0, got.1, "in step");
         assert_eq!(got.0[0].sent_bytes < 100, is_known, "{key}: {got:?}");
     }
-    // A batch that is merged with one of which nothing is compressed.
+    // A batch that is merged with a batch in which no message is compressed.
     publish_together(&mut rig, &[("a", 5)]);
     rig.send_text(publisher.id, r#"{"type":"publish","ch":"b","text":"x"}"#);
     publish_together(&mut rig, &[("a", 6)]);
@@ -470,7 +470,7 @@ fn excluded_channels_are_set_by_flag_and_variable() {
         set(&mut command);
         Server::start_command(command)
     };
-    // The second one continues the first one's history.
+    // The second server continues the history of the first one.
     let by_flag = |command: &mut Command| {
         command.args(["--deflate-exclude", "account.*, photos", "--deflate-exclude", "videos"]);
     };
@@ -533,7 +533,7 @@ fn numbers_of_messages_begin_again_without_a_wrong_context() {
     rig.send_text(quiet.id, &tick(1));
     rig.turn();
     assert!(rig.engine.shared.deflater.is_exhausted());
-    // Which is also the number of this one.
+    // After the restart, this message has number 1 too.
     rig.send_text(quiet.id, &tick(2));
     rig.turn();
     assert!(!rig.engine.shared.deflater.is_exhausted());
@@ -578,7 +578,7 @@ fn raw_subscriber_that_skipped_a_batch_is_fresh_for_the_next() {
     let mut other = Subscriber::join(&mut rig, "/ws/a", BROWSER);
     publish(&mut rig, "a", &tick(0));
     rig.set_behavior(slow.id, Behavior::Stalled);
-    // Binary messages fill its outbox, and then no text fits.
+    // Binary messages fill the outbox, and then no text fits.
     let publisher = rig.join("/ws/a");
     for _ in 0..6 {
         rig.send(publisher, &frames::masked(BINARY, &[0; 15_000]));
@@ -644,7 +644,7 @@ fn message(kind: usize, number: u64) -> String {
             .map(|row| format!("{row}-{}, ", number.wrapping_mul(0x9e37_79b9).rotate_left(row)))
             .collect(),
         6 => format!("{number} {}", "a long text, and the same again, and again; ".repeat(1_000)),
-        // Each is like one that some other messages separate it from.
+        // Each text resembles an earlier one, with other messages between them.
         8 => distinct(number % 5, number),
         _ => format!("binary {number} {}", "b".repeat(100)),
     }

@@ -1,7 +1,7 @@
-//! `oyez print` and the manual, the metrics and the HTTP API that it describes.
+//! `oyez print`: its output agrees with the manual, the metrics and the HTTP API.
 //!
-//! Method: the real binary prints; what it prints is compared with the pages and with a running server. Other programs
-//! read it in tests/peers/print_scenario.py.
+//! Method: the output of the real binary is compared with the pages and with a running server.
+//! tests/peers/print_scenario.py passes it to the programs that it is for.
 
 use std::collections::BTreeSet;
 

@@ -206,8 +206,8 @@ fn paused_client_that_reads_nothing_is_slow_and_not_silent() {
     assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
 }
 
-/// The pong follows data that the server does not read, so its deadline does not run, also when it took bytes again
-/// only in the last write before it would have been checked.
+/// The pong follows data that the server does not read, so its deadline is not checked, even if the socket accepted
+/// bytes again only in the last write before the check.
 #[test]
 fn paused_client_that_reads_slowly_is_not_silent() {
     let limits = Limits { ping_interval_ms: 1_000, pong_timeout_ms: 50, ..Limits::default() };
@@ -276,7 +276,8 @@ fn client_with_large_responses_that_reads_all_is_bounded() {
     silent.limit_receive_buffer();
     silent.stream.set_nonblocking(true).unwrap();
     let empty = frames::masked(TEXT, b"").repeat(10_000);
-    // Until the socket has blocked for long: how much the kernel holds depends on the machine, and 240 MB are more.
+    // Sends until the socket has blocked for long. The amount that the kernel buffers depends on the machine, and is
+    // less than 240 MB.
     let (mut sent, mut blocked) = (0, 0);
     while blocked < 50 && sent < 240_000_000 {
         // A frame has six bytes.

@@ -1,5 +1,5 @@
-//! Several processes on one port (`--reuse-port`). Method: real servers that share a log on a real Redis, or that wait for
-//! one which does not exist, where only the port matters.
+//! Several processes on one port (`--reuse-port`). Method: real servers that share a log on a real Redis, or that wait
+//! for a Redis that does not exist, where only the port matters.
 
 use std::collections::HashSet;
 use std::process::Output;

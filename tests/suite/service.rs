@@ -1,5 +1,5 @@
-//! The service manager: notifications, and listening sockets that it passes. Method: the test is the manager of real servers,
-//! with a datagram socket of its own, and a shell that puts a listening socket where sd_listen_fds(3) expects it.
+//! The service manager: notifications, and listening sockets that it passes. Method: the test is the manager of real
+//! servers, with a datagram socket, and a shell that puts a listening socket where sd_listen_fds(3) expects it.
 
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
@@ -74,7 +74,7 @@ fn ready_is_sent_when_clients_are_served() {
     let (path, history) = (folder.path("notify"), folder.path("history"));
     let manager = Manager::new(UnixDatagram::bind(&path).unwrap());
     let port = crate::support::process::free_port();
-    // A log that cannot be reached does not delay it.
+    // A log that cannot be reached does not delay `READY=1`.
     for flags in [["--history-file", &history], ["--backplane", "unix:/nonexistent"]] {
         let mut command = oyez(&[&["serve", "--listen", &port.to_string()], &flags[..]].concat());
         let mut child = command.env("NOTIFY_SOCKET", &path).spawn().unwrap();
@@ -99,7 +99,7 @@ fn watchdog_of_this_process_is_sent_by_an_idle_server() {
         manager.next("WATCHDOG=1");
     }
     drop(server);
-    // The variable of another process, which has passed it on.
+    // The variables are those of another process, which has passed them on.
     let manager = Manager::new(UnixDatagram::bind(folder.path("other")).unwrap());
     let mut command = oyez(&["serve", "--listen", ANY]);
     command.env("NOTIFY_SOCKET", folder.path("other")).env("WATCHDOG_USEC", "20000").env("WATCHDOG_PID", "1");
@@ -180,7 +180,7 @@ fn passed_socket_that_cannot_be_used_is_an_error() {
         while child.try_wait().unwrap().is_none() && start.elapsed() < TEST_TIMEOUT {
             std::thread::sleep(Duration::from_millis(5));
         }
-        // A server that has accepted the socket runs until then.
+        // Ends a server that has accepted the socket.
         let _ = child.kill();
         let output = child.wait_with_output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();

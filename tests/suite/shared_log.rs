@@ -1,4 +1,4 @@
-//! Several servers that share a log: publishing, acknowledgements, closes, cursors and losses. Method: engines in memory,
+//! Several nodes that share a log: publishing, acknowledgements, closes, cursors and losses. Method: engines in memory,
 //! each with a real link, and one log server in memory that answers when the test lets it.
 
 use std::rc::Rc;
@@ -18,7 +18,7 @@ fn texts(notices: &[Value]) -> Vec<&str> {
     notices.iter().filter_map(|notice| notice["text"].as_str()).collect()
 }
 
-/// The last entry of a server.
+/// The last entry of a server: its notice of shutdown.
 fn shutdown_entry(run: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     EntryHeader { run, number: 1, is_resent: false }.append(&mut bytes);
@@ -272,7 +272,7 @@ fn connection_whose_cursor_cannot_be_judged_is_closed_after_its_timeout() {
     cluster.advance_ms(TIMEOUT_MS + 500);
     for id in [v1, raw, subscribed] {
         let frames = cluster.rig(0).frames(id);
-        // Without a hello, whose id would be less than the cursor.
+        // No hello is sent, since its id would be less than the cursor.
         assert_eq!(frames[0].close_code(), (4104, "backplane_down retry_ms=1000".into()));
     }
 }
@@ -335,7 +335,7 @@ fn message_that_an_earlier_link_may_have_appended_is_not_reported_as_unpublished
     cluster.settle();
     cluster.notices(0, id);
     cluster.notices(1, other);
-    // It is appended, the reply is lost with the connection, and then there is no memory for the copy.
+    // The entry is appended, the reply is lost with the connection, and then Redis has no memory for the copy.
     cluster.nodes[0].is_cut = true;
     cluster.rig(0).send_text(id, r#"{"type":"publish","ch":"a","text":"x","ref":1}"#);
     cluster.turn(0);
@@ -355,7 +355,7 @@ fn message_that_an_earlier_link_may_have_appended_is_not_reported_as_unpublished
         of_type(&notices, "ack").is_some() || codes.contains(&&Value::from("unconfirmed")),
         "{notices:?}"
     );
-    // One that was never sent before is known to be unpublished.
+    // A message that was never sent before is known to be unpublished.
     cluster.rig(0).send_text(id, r#"{"type":"publish","ch":"a","text":"y","ref":2}"#);
     cluster.advance_ms(500);
     assert_eq!(of_type(&cluster.notices(0, id), "error").expect("an error")["code"], "backplane_full");
@@ -545,7 +545,7 @@ fn connection_that_has_closed_gets_no_acknowledgement_of_its_messages() {
 
 #[test]
 fn drain_answers_publishes_that_wait_for_the_log() {
-    // The close has to wait for longer than any close may take once it has begun.
+    // The close has to wait for longer than the maximum time of a close that has begun.
     let mut cluster = Cluster::with_limits(1, &Limits { drain_ms: 3_000, ..Limits::default() });
     let (http, raw) = (cluster.http(0), cluster.join(0, "/ws/a"));
     cluster.nodes[0].is_cut = true;
@@ -688,7 +688,7 @@ fn key_of_a_message_that_the_log_has_lost_is_published_again() {
     };
     let first = publish(&mut cluster, 0);
     assert_eq!(publish(&mut cluster, 1), first);
-    // The duplicate is an entry too.
+    // The duplicate is an entry of the log too.
     cluster.stop_log();
     cluster.log = LogServer::new(cluster.log.version(2), 2);
     cluster.advance_ms(4_000);
@@ -760,7 +760,7 @@ fn cursor_before_a_message_for_which_a_server_had_no_room_is_a_gap() {
     let cursor = publish_and_settle(&mut cluster, "only", "known");
     publish_and_settle(&mut cluster, "b", "no room");
     assert_eq!(cluster.rig(1).texts(only), ["known"]);
-    // Its history expires, and it is removed.
+    // The history of the channel expires, and the channel is removed.
     cluster.rig(1).reset(only);
     cluster.advance_ms(400_000);
     assert_eq!(gap_at_second(&mut cluster, "b", &cursor).as_deref(), Some("evicted"));
@@ -793,7 +793,7 @@ fn cursor_at_which_a_loss_is_found_later_is_a_gap() {
     let cursor = of_type(&notices, "subscribed").expect("subscribed")["id"].as_str().unwrap().to_owned();
     cluster.rig(1).reset(client);
     cluster.turn(1);
-    // The next entry is of the first server, and its number shows that entries are missing.
+    // The next entry is one of the first server, and its number shows that entries are missing.
     (0..10).for_each(|_| advance(&mut cluster, 0));
     cluster.settle();
     assert_eq!(gap_at_second(&mut cluster, "a", &cursor).as_deref(), Some("lost"), "{cursor}");

@@ -1,4 +1,4 @@
-//! Faults of a log that several servers share, as publishers, subscribers and operators see them. Method: as in
+//! Faults of a log that several nodes share, as publishers, subscribers and operators see them. Method: as in
 //! [`crate::shared_log`].
 
 use std::rc::Rc;
@@ -44,7 +44,7 @@ fn history_after_a_cursor_that_is_ahead_of_the_server_waits_until_it_has_read_th
     cluster.settle();
     let page: Value = serde_json::from_str(&cluster.rig(1).responses(history)[0].body).unwrap();
     assert!(page["gap"].is_null() && page["messages"] == Value::Array(Vec::new()), "{page}");
-    // A server that cannot judge the cursor returns no history.
+    // A server that cannot check the cursor returns no history.
     let ahead = publish_unread(&mut cluster, "3");
     let history = get(&mut cluster, 1, &format!("/v1/channels/a/history?since={ahead}"));
     cluster.advance_ms(TIMEOUT_MS + 500);
@@ -114,7 +114,7 @@ fn declared(cluster: &Cluster) -> Vec<(u64, u32)> {
     found
 }
 
-/// A server that starts with other settings reads those of the log: its operator is warned, and no other one.
+/// A server that starts with other settings reads those of the log, and it alone logs a warning.
 #[test]
 fn settings_of_the_log_are_declared_again_before_they_are_trimmed() {
     let limits = Limits::default();
@@ -129,11 +129,11 @@ fn settings_of_the_log_are_declared_again_before_they_are_trimmed() {
     assert!(declared.iter().all(|(_, declared)| *declared == keys), "{declared:?}");
     let times: Vec<u64> = declared.iter().map(|(time_ms, _)| *time_ms).chain([cluster.redis_ms]).collect();
     assert!(times.windows(2).all(|pair| pair[1] - pair[0] < 40_000), "{times:?}");
-    // Not at each heartbeat.
+    // The settings are not declared at each heartbeat.
     assert!(declared.len() <= 16, "{declared:?}");
 }
 
-/// Only a hand writes such an id. What follows it has no ids of its own, and the server continues.
+/// Only an operator writes such an id by hand. Messages after it have no distinct ids, and the server continues.
 #[test]
 fn messages_after_the_largest_id_do_not_overflow() {
     let mut cluster = Cluster::of(1);

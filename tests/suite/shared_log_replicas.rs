@@ -17,8 +17,8 @@ fn of_type<'a>(notices: &'a [Value], kind: &str) -> Option<&'a Value> {
     notices.iter().find(|notice| notice["type"] == kind)
 }
 
-/// A server that waits for a replica, which does not respond, and what a client of it has published: over `oyez.v1`, HTTP,
-/// and a raw WebSocket that closes.
+/// A server that waits for a replica that does not respond, and the connections that have published: over `oyez.v1`,
+/// HTTP, and a raw WebSocket that closes.
 struct Unreplicated {
     cluster: Cluster,
     v1: SlotId,
@@ -46,7 +46,7 @@ impl Unreplicated {
         published
     }
 
-    /// What the publishers have received since the last call: type or code, status, and close frame.
+    /// The responses to the publishers since the last call: type or code, status, and close frame.
     fn answers(&mut self) -> (Option<String>, Option<u16>, Option<(u16, String)>) {
         let notices = self.cluster.notices(0, self.v1);
         let v1 = of_type(&notices, "ack").map(|notice| &notice["type"]);
@@ -86,7 +86,7 @@ fn publish_that_too_few_replicas_have_is_unconfirmed() {
     assert_eq!(cluster.rig(0).engine.shared.metrics.backplane_unconfirmed, 3);
     let now = cluster.rig(0).now;
     assert!(cluster.nodes[0].link().stats(now).waits_expired > 0);
-    // Nothing is remembered of it.
+    // The failed wait has no effect on later publishes.
     cluster.log.replicas = Some(2);
     cluster.rig(0).send_text(v1, r#"{"type":"publish","ch":"a","text":"next","ref":8}"#);
     cluster.settle();
@@ -130,7 +130,7 @@ fn acknowledgement_that_waits_for_replicas_without_a_link_is_unconfirmed_after_i
 #[test]
 fn wait_without_a_reply_ends_the_link() {
     let mut published = Unreplicated::publish();
-    // Longer than both timeouts.
+    // This is longer than both timeouts.
     published.cluster.advance_ms(8_000);
     let now = published.cluster.rig(0).now;
     assert!(published.cluster.nodes[0].link().stats(now).links_lost > 0);

@@ -1,4 +1,4 @@
-//! Requests to one of several servers that share a log, which all of them carry out: disconnecting a user, tickets, and
+//! Requests to one of several nodes that share a log, which concern all of them: disconnecting a user, tickets, and
 //! numbers of subscribers. Method: as in [`crate::shared_log`].
 
 use std::rc::Rc;
@@ -193,7 +193,7 @@ fn ticket_of_one_server_is_accepted_once_on_any() {
         cluster.settle();
         assert!(!is_accepted(&mut cluster, at, id), "server {at}");
     }
-    // It has the rights of its user.
+    // The WebSocket has the rights of the ticket's user.
     let id = request(&mut cluster, 0, "DELETE", "/v1/connections?sub=alice", "root");
     cluster.settle();
     assert_eq!(response(&mut cluster, 0, id).1["closed"], 1);
@@ -251,7 +251,7 @@ fn requests_with_tickets_are_rejected_while_the_log_is_down() {
     let mut cluster = with_keys(2);
     let one = ticket(&mut cluster, 0, "alice");
     let other = ticket(&mut cluster, 0, "alice");
-    // The first one is sent, and not read back.
+    // The first request is sent to the log, and not read back.
     cluster.nodes[0].is_cut = true;
     let unconfirmed = open_with(&mut cluster, 0, &other);
     cluster.turn(0);
@@ -290,7 +290,7 @@ fn ticket_of_an_event_stream_is_valid_again_on_any_server_after_the_stream() {
     cluster.settle();
     let third = stream_with(&mut cluster, 2, &one);
     assert!(is_streaming(&mut cluster, 2, third));
-    // A server that has started since then knows it too, and that the third server has ended.
+    // A server that has started since then knows the ticket too, and that the third server has ended.
     cluster.add(4, &Limits::default());
     cluster.rig(3).engine.shared.authenticator = authenticator();
     cluster.settle();
@@ -341,7 +341,7 @@ fn unused_tickets_are_invalid_after_the_log_lost_entries() {
     let id = open_with(&mut cluster, 0, &one);
     cluster.settle();
     assert!(is_accepted(&mut cluster, 0, id));
-    // That it was used is lost, and the other server has read everything before that: nothing is missing there.
+    // The use of the ticket is lost, and the other server has read everything before it, so no entry is missing there.
     let other = ticket(&mut cluster, 0, "alice");
     cluster.nodes[1].is_cut = true;
     let entries = cluster.log.data.log.len();
@@ -409,7 +409,7 @@ fn subscribers_are_those_of_all_servers() {
     cluster.publish_http(1, publisher, "a", "one", &lines);
     cluster.settle();
     assert_eq!(response(&mut cluster, 1, publisher).1["subscribers"], 4);
-    // One leaves, and one server ends.
+    // One subscriber leaves, and one server ends.
     cluster.rig(0).reset(ids[0].1);
     cluster.advance_ms(3_000);
     assert_eq!([0, 1, 2].map(|at| subscribers(&mut cluster, at, "a")), [3; 3]);
@@ -499,7 +499,7 @@ fn client_ids_continue_in_another_block_before_the_first_is_used_up() {
         assert!(ids.insert(hello["client"].as_str().unwrap().to_owned()), "connection {number}: an id twice");
         cluster.settle();
     }
-    // Three further ones for each server's 50 connections.
+    // Each server's 50 connections take three further blocks.
     assert_eq!(allocated_blocks(&cluster), before + 6);
 }
 
@@ -551,7 +551,7 @@ fn nodes_are_listed_with_their_numbers_and_the_lag_of_this_one() {
     assert_eq!((&other["node"], &other["version"]), (&"00000001".into(), &version.into()));
     assert_eq!((&other["connections"], &other["subscriptions"]), (&1.into(), &1.into()), "{other}");
     assert!(other["seen_ms"].as_u64().unwrap() <= 2_000, "{other}");
-    // Its entries are appended, and it reads nothing.
+    // The entries of the second server are appended, and it reads nothing.
     cluster.nodes[1].is_cut = true;
     let lines = token(cluster.rig(1), "bob");
     let publisher = cluster.http(1);

@@ -60,7 +60,7 @@ fn messages_reach_the_clients_of_all_listeners() {
 fn socket_file_of_a_killed_server_is_replaced_and_that_of_a_running_one_is_not() {
     let folder = Folder::new();
     let socket = folder.path("oyez.sock");
-    // Killed when it is dropped.
+    // The server is killed when it is dropped.
     drop(start(&socket, &[]));
     assert!(Path::new(&socket).exists());
     let server = start(&socket, &[]);
@@ -158,7 +158,7 @@ fn proxy_header_on_a_unix_socket_names_the_client() {
     client.send(&[&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..], &addresses].concat());
     client.join("/ws/news");
     drop(client);
-    // TCP is not trusted, and needs no header.
+    // TCP connections are not trusted, and need no header.
     server.join("/ws/news");
     let log = server.stop();
     assert!(log.contains("peer=203.0.113.9:4711 "), "{log}");
@@ -172,7 +172,7 @@ fn clients_of_unix_sockets_share_the_limits_per_address() {
     let mut first = connect(&socket);
     first.join("/ws/news");
     assert_eq!(connect(&socket).ask(get("/healthz")).status, 429);
-    // Those of TCP are counted apart.
+    // Clients of TCP are counted separately.
     let response = Client::new(server.connect()).ask(publish("news", "hi"));
     assert_eq!(response.status, 200);
     assert_eq!(first.text(), "hi");

@@ -322,7 +322,7 @@ fn counted_noun_is_written_by_its_helper() {
     };
     for file in sources() {
         for token in &file.strings {
-            // A constant limit has a known number.
+            // The value of a constant limit is known.
             if follows_a_value(&token.text.replace("_MAX} ", " ")) {
                 complaints.push(format!("{}:{}: use `plural`: {}", file.name(), token.line, token.text));
             }
@@ -330,7 +330,7 @@ fn counted_noun_is_written_by_its_helper() {
     }
     for path in files("src/console", "js") {
         for (number, line) in (1..).zip(fs::read_to_string(&path).unwrap().lines()) {
-            // A constant, and a count whose singular is `once`.
+            // A constant, or a count whose singular is written `once`.
             if follows_a_value(&line.replace("FAILURES} ", " ")) && !line.contains("'once'") {
                 complaints.push(format!("{}:{number}: use `plural`: {line}", path.display()));
             }

@@ -169,7 +169,7 @@ fn repeated_idempotency_key_is_published_once() {
         |key: &str, text: &str| json!({"type": "publish", "ch": "a", "text": text, "key": key, "ref": 1});
     one.send(publish("k", "once"));
     let first = one.receive();
-    // As after a cut: another connection, the same key.
+    // As after a lost connection: another connection, the same key.
     let (mut again, _) = V1Client::connect(&server, "/ws");
     again.send(publish("k", "once"));
     assert_eq!(again.receive(), first);

@@ -8,7 +8,7 @@ use super::client::Client;
 use super::http::get;
 use super::process::{Server, wait_until};
 
-/// Accepts connections on a free port, each on a thread of its own.
+/// Accepts connections on a free port, each in a separate thread.
 pub fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (port, serve) = (listener.local_addr().unwrap().port(), Arc::new(serve));

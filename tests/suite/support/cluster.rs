@@ -1,4 +1,4 @@
-//! Several servers that share a log: engines in memory, each with a real link, and one log server in memory that answers
+//! Several nodes that share a log: engines in memory, each with a real link, and one log server in memory that answers
 //! when the test lets it.
 
 use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
@@ -23,11 +23,11 @@ pub struct Node {
     /// Its connections to the log, while they are open.
     pub pipes: Option<[log_server::Pipe; 2]>,
     pub wants_connection: bool,
-    /// What the log sends does not arrive.
+    /// The bytes that the log sends do not arrive.
     pub is_cut: bool,
-    /// What the log sends to its reader does not arrive.
+    /// The bytes that the log sends to the node's reader do not arrive.
     pub is_reader_cut: bool,
-    /// How many bytes of what the log sends on a connection arrive in a turn.
+    /// Maximum bytes from the log that arrive on a connection in a turn.
     pub bytes_per_turn: usize,
 }
 
@@ -49,7 +49,7 @@ impl Cluster {
         Cluster::waiting_for(0, count, limits)
     }
 
-    /// Servers that wait for so many replicas.
+    /// Servers that wait for this number of replicas.
     pub fn waiting_for(wait_replicas: u32, count: u32, limits: &Limits) -> Cluster {
         let mut cluster = Cluster {
             log: LogServer::new(LogData::default(), 1),
@@ -117,7 +117,7 @@ impl Cluster {
         }
     }
 
-    /// The log is lost, with its connections.
+    /// Ends the log's server, with its connections.
     pub fn stop_log(&mut self) {
         self.log.is_alive = false;
         for node in &mut self.nodes {

@@ -63,11 +63,11 @@ pub struct LogServer {
     replid: u64,
     pub is_alive: bool,
     pub is_primary: bool,
-    /// `append` is rejected, since there is no memory.
+    /// True if `append` is rejected for lack of memory.
     pub is_full: bool,
-    /// As many are rejected for that reason.
+    /// Number of `append` commands that will be rejected for lack of memory.
     pub full_appends: usize,
-    /// How many replicas have everything; `None`: `WAIT` blocks.
+    /// Number of replicas that have all entries; `None`: `WAIT` blocks.
     pub replicas: Option<i64>,
     /// Every command gets this error.
     pub error: Option<&'static str>,
