@@ -165,7 +165,7 @@ pub enum GapReason {
     Slow,
     /// The cursor is ahead of the log.
     Future,
-    /// The shared log lost messages, or this server has not read them.
+    /// The shared log has lost messages, or this node has not read them.
     Lost,
 }
 

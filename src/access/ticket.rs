@@ -294,8 +294,8 @@ impl Tickets {
         self.redemptions.insert(slot, (hash, redemption));
     }
 
-    /// Takes the result of the connection's last request to a shared log; `None` if it was for another ticket, or there
-    /// was none.
+    /// Takes the result of the connection's last request to a shared log; `None` if it was for another ticket, or if no
+    /// request was made.
     pub fn take_redemption(&mut self, slot: SlotId, hash: &TicketHash) -> Option<Redemption> {
         let (_, redemption) = self.redemptions.remove(&slot).filter(|(of, _)| of == hash)?;
         if self.redemptions.is_empty() {

@@ -1,7 +1,7 @@
 //! Entries of the log, and the items in them: encoding and decoding.
 //!
-//! An entry is what one node appends at once: the messages that its clients published in one turn, or a notice of the
-//! node itself. All numbers are little-endian:
+//! An entry is appended by one node in one command: the messages that its clients published in one turn, or a notice of
+//! the node itself. All numbers are little-endian:
 //!
 //! | part | bytes |
 //! | --- | --- |

@@ -1,6 +1,6 @@
 //! A node's link to the log: two connections, the phases in which they are opened, and the entries that they carry.
 //!
-//! One connection appends, the other one reads with a blocking `XREAD`. They live and die together: after a failover
+//! One connection appends, the other one reads with a blocking `XREAD`. If one fails, both are closed: after a failover
 //! either of them may stay open on a server that is no longer the primary.
 //!
 //! ```text

@@ -4,8 +4,8 @@
 //! connection, the last 32 KiB that it has received. The text of a message follows from that window and the compressed
 //! bytes alone. So connections whose windows are equal share one window, and a message that several of them receive is
 //! decompressed for the first one; for the others only the compressed bytes are compared. With a decompressor for each
-//! connection, a thousand subscribers of a load generator touch 46 MiB for every message, which slows down what is
-//! measured on the same machine.
+//! connection, a thousand subscribers of a load generator touch 46 MiB for every message, which slows down the measured
+//! server on the same machine.
 //!
 //! Connections without compression use the scanner of [`super::frames`] alone.
 

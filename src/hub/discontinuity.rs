@@ -1,4 +1,4 @@
-//! Discontinuities: points in this server's copy of a shared log before which the copy is incomplete.
+//! Discontinuities: points in this node's copy of a shared log before which the copy is incomplete.
 //!
 //! All channels may miss messages, so the history before that point is freed in every channel, and every subscriber is
 //! notified. A channel is one step ([`Hub::record_discontinuity`]): a client that subscribes before it is among the
@@ -8,7 +8,7 @@ use super::removed::Removed;
 use super::{Form, Hub};
 use crate::ids::{ChannelId, Gap, GapReason, MessageId, SlotId};
 
-/// A point in the log before which this server's copy is incomplete.
+/// A point in the log before which this node's copy is incomplete.
 #[derive(Clone, Copy, Debug)]
 pub struct Discontinuity {
     /// The gap of live subscribers.
@@ -126,7 +126,7 @@ mod tests {
         subscribe(hub, channel, key, Since::After(after)).gap.map(|gap| (gap.why, gap.resume))
     }
 
-    /// Five messages were trimmed before this server read them: the next one is number 9.
+    /// Five messages were trimmed before this node read them: the next one is number 9.
     #[test]
     fn hole_in_the_log_is_a_gap_for_each_cursor_before_or_within_it() {
         let mut hub = Hub::new(&Limits::default(), 7);

@@ -63,7 +63,7 @@ pub(super) struct IdempotencyCache {
     /// How many keys each publisher holds.
     counts: BTreeSet<(usize, u64)>,
     hashers: [RandomState; 2],
-    /// Makes the hashes of publishers the same on all servers of a shared log: of two publishers with as many keys, the
+    /// Makes the hashes of publishers the same on all nodes of a shared log: of two publishers with as many keys, the
     /// same one loses its oldest on each.
     owner_seed: u64,
     limits: IdempotencyLimits,

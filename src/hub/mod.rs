@@ -142,7 +142,7 @@ pub struct Published {
 /// An idempotency key that was used before.
 #[derive(Clone, Copy, Debug)]
 pub enum Duplicate {
-    /// With the same payload: the message is published already.
+    /// The key was used with the same payload: the message is already published.
     Same(Published),
     /// With another payload: the publisher has used the key for two messages, and the second one is not published.
     OtherPayload,
@@ -427,7 +427,7 @@ impl Hub {
         self.idempotency.seed(u64::from(birth));
     }
 
-    /// Forgets the idempotency keys of messages after an index, which a shared log has lost: all servers must know the
+    /// Forgets the idempotency keys of messages after an index, which a shared log has lost: all nodes must know the
     /// same keys.
     pub fn forget_keys_after(&mut self, index: u64) {
         self.idempotency.forget_after(index);

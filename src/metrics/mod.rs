@@ -87,7 +87,7 @@ pub struct Metrics {
     pub published_by_websocket: u64,
     /// Messages published over HTTP.
     pub published_by_http: u64,
-    /// Messages that other servers published in the shared log.
+    /// Messages that other nodes published in the shared log.
     pub published_by_backplane: u64,
     /// Messages queued in outboxes, counted for each subscriber.
     pub messages_delivered: u64,
@@ -144,7 +144,7 @@ pub struct Metrics {
     pub turn_events: Histogram<12>,
     /// From pings to the next sign of life.
     pub ping_rtt: Histogram<10>,
-    /// Messages that the shared log has and this server does not.
+    /// Messages that the shared log has and this node does not.
     pub backplane_lost_messages: u64,
     /// Publishes that were sent to the shared log and not confirmed in time.
     pub backplane_unconfirmed: u64,

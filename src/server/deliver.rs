@@ -236,7 +236,7 @@ impl<T: Transport> Engine<T> {
     fn is_skipped(&mut self, subscriber: SlotId, form: Form, delivery: &Delivery, now: LoopTime) -> bool {
         let is_replaying = self.slots.get(subscriber).is_some_and(Slot::is_replaying);
         match self.shared.limits.on_slow {
-            // The slice of its replay fills the outbox. Its other channels are replayed after that one.
+            // The slice of the first replay fills the outbox. The client's other channels are replayed after that.
             _ if is_replaying => return false,
             OnSlow::Close => self.close(subscriber, Reason::Slow, now),
             OnSlow::Skip if form == Form::Raw => {
@@ -344,7 +344,7 @@ fn queue_batch<T: Transport>(
     }
 }
 
-/// Records a compressed batch that was queued: the message that ends the client's window, and what was saved.
+/// Records a compressed batch that was queued: the message that ends the client's window, and the saved bytes.
 fn record_compressed<T>(batch: &CompressedBatch, slot: &mut Slot<T>, metrics: &mut Metrics) {
     let CompressedBatch { deflated, window, is_in_step } = batch;
     slot.subscriptions.set_window(*window);

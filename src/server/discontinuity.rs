@@ -1,4 +1,4 @@
-//! Notifies all subscribers that the log that several nodes share lost messages, or that this server missed some.
+//! Notifies all subscribers that a shared log has lost messages, or that this node has missed some.
 //!
 //! The walk visits the channels one after the other, a bounded number of subscribers in each turn, and the next entry of
 //! the log is applied after it: so each subscriber receives its notice between the messages before the discontinuity
@@ -20,8 +20,8 @@ use crate::wire::{self, Form, Frames};
 const VISITS_PER_TURN: usize = 1_000;
 
 impl<T: Transport> Engine<T> {
-    /// Begins to notify all subscribers that messages are missing between `after`, the last that this server has, and
-    /// the head of the log. Until [`Engine::is_notifying`] returns false, no further entry may be applied.
+    /// Begins to notify all subscribers that messages are missing between `after`, the last that this node has, and the
+    /// head of the log. Until [`Engine::is_notifying`] returns false, no further entry may be applied.
     pub fn begin_discontinuity(
         &mut self,
         after: MessageId,

@@ -89,7 +89,7 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    /// Sends the last entry of this server to the shared log: the others do not wait for it any longer.
+    /// Sends the last entry of this node to the shared log, so the other nodes no longer wait for it.
     pub(super) fn leave_log(&mut self, now: LoopTime) {
         let Server { backplane: Some(sockets), engine, .. } = self else { return };
         if let Some(link) = engine.shared_log.as_mut().and_then(|log| log.link_mut()) {

@@ -1,11 +1,11 @@
-//! Client requests that wait until the shared log returns an item of this server.
+//! Client requests that wait until the shared log returns an item of this node.
 
 use super::pending_publish::PendingPublish;
 use crate::access::ticket::TicketHash;
 use crate::ids::SlotId;
 use crate::session::http::response::ResponseOptions;
 
-/// The client request that an item of this server belongs to.
+/// The client request that an item of this node belongs to.
 #[derive(Debug)]
 pub enum PendingItem {
     /// A message.

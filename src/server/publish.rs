@@ -2,7 +2,7 @@
 //! draining, room), and `apply_item` puts the message into its channel at its place in the order of the log.
 //!
 //! A server by itself is its own log: the item is applied as soon as it is submitted. With a log that several servers
-//! share, the item is sent to the log, and applied by every server when it is read back. So `apply_item` has nothing to
+//! share, the item is sent to the log, and applied by every node when it is read back. So `apply_item` has nothing to
 //! check but the idempotency key, which is decided in the order of the log; and the publisher, which may have closed by
 //! then, is a separate value ([`PendingPublish`]).
 
@@ -42,7 +42,7 @@ pub(super) struct OrderedMessage<'a> {
     pub(super) payload: &'a [u8],
     pub(super) sender: Sender,
     pub(super) key: Option<IdempotencyKey<'a>>,
-    /// The sender's, if it subscribes to the channel on this server.
+    /// The sender's subscription, if it subscribes to the channel on this node.
     pub(super) subscription: Option<Subscription>,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct OrderedMessage<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Applied {
     New(Published),
-    /// It is the same as this earlier message with the same idempotency key, and was not published again.
+    /// The message is the same as this earlier one with the same idempotency key, and was not published again.
     Repeated(Published),
 }
 
@@ -233,7 +233,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Opens the channel of a message of this server's client, applies the message, and acknowledges it.
+    /// Opens the channel of a message of a client of this node, applies the message, and acknowledges it.
     fn apply_own(
         &mut self,
         target: PublishTarget,
@@ -298,7 +298,7 @@ impl<T: Transport> Engine<T> {
         Ok(Applied::New(published))
     }
 
-    /// Counts a message of this server's client that was applied. Returns its values for the acknowledgement.
+    /// Counts a message of a client of this node that was applied. Returns its values for the acknowledgement.
     #[inline(always)]
     pub(super) fn count_published(
         &mut self,

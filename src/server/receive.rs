@@ -1,7 +1,7 @@
 //! The receive phase: applies the entries of a log that several nodes share.
 //!
-//! Every server applies every entry, in the order of the log: so ids, order and history are the same on all of them. The
-//! messages of this server's own clients are acknowledged here. The phase precedes *read*, since entries of the log are
+//! Every node applies every entry in the order of the log, so ids, order and history are the same on all nodes. The
+//! messages of this node's own clients are acknowledged here. The phase precedes *read*, since entries of the log are
 //! older than new input.
 //!
 //! **Drain or requeue**: the phase ends when the link has no further event, or with [`LogProgress::HasMore`] when the
@@ -183,7 +183,7 @@ impl<T: Transport> Engine<T> {
         cost
     }
 
-    /// Publishes a message of any server in its channel, and answers its publisher if that is a client of this one.
+    /// Publishes a message of any node in its channel, and answers its publisher if that is a client of this node.
     fn apply_message(
         &mut self,
         (number, id): (u64, MessageId),
@@ -476,7 +476,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Returns true if messages may be lost that other servers have not reported yet.
+    /// Returns true if messages may be lost that other nodes have not reported yet.
     pub(super) fn has_unreported_loss(&self) -> bool {
         let link = self.shared_log.as_ref().and_then(|log| log.link());
         link.is_some_and(|link| link.has_unreported_loss())

@@ -32,7 +32,7 @@ pub struct SharedLog {
     pub(super) link: Option<Box<Link<PendingItem>>>,
     /// WebSockets with messages that are not acknowledged.
     pub(super) in_flight: HashMap<SlotId, PublishesInFlight>,
-    /// Subscriptions with a cursor that is ahead of this server, and what their connections sent after them.
+    /// Subscriptions with a cursor that is ahead of this node, and the later intents of their connections.
     pub(super) waiting: HashMap<SlotId, WaitingIntents>,
     /// The connection whose next intent is applied without waiting again.
     pub(super) released: Option<SlotId>,
@@ -52,7 +52,7 @@ pub struct SharedLog {
     pub(super) unreplicated: VecDeque<UnreplicatedPublish>,
     /// The settings that the log has: idempotency keys, and their age in ms.
     pub(super) settings: Option<(u32, u32)>,
-    /// Requests to disconnect a user on all servers that are not answered.
+    /// Requests to disconnect a user on all nodes that have no response yet.
     pub(super) disconnects: Vec<DisconnectRequest>,
     /// The reference of the last request to disconnect a user.
     pub(super) last_reference: u32,

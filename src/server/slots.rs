@@ -393,8 +393,8 @@ impl<T: Transport> Slots<T> {
 
     /// Takes the dirty slot with the lowest key above that of `last`, and the first of all for `None`.
     ///
-    /// A flush phase visits each slot at most once, since the keys only rise: what is marked below waits for the next
-    /// turn.
+    /// A flush phase visits each slot at most once, since the keys only rise: a slot with a lower key that is marked
+    /// meanwhile waits for the next turn.
     pub fn next_dirty(&mut self, last: Option<SlotId>) -> Option<SlotId> {
         let key = self.dirty.next_from(last.map_or(0, |last| last.key as usize + 1))?;
         self.dirty.remove(key);

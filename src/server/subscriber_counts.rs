@@ -3,7 +3,7 @@
 //! Each node sends the numbers that have changed about once in two seconds, and adds up those of the others: so a sum
 //! over all nodes is up to two seconds old, and older while a node has not read the log. A node that starts, or has
 //! missed entries, requests all numbers; they are sent in parts, each of which has all channels of a range, so that it
-//! replaces what was known of that range.
+//! replaces the known numbers of that range.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

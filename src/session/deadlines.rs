@@ -1,4 +1,4 @@
-//! The deadlines of a connection: what has to arrive by when, and what happens otherwise.
+//! The deadlines of a connection, and the actions when they expire.
 
 use super::auth_state::AuthState;
 use super::heartbeat::Heartbeat;

@@ -107,7 +107,7 @@ pub enum Reconnects {
     Never,
 }
 
-/// What is to be done after a flush.
+/// The action after a flush.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterFlush {

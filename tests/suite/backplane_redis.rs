@@ -414,7 +414,7 @@ fn numbers_of_runs_that_ended_are_deleted() {
 fn demoted_server_is_left_and_used_again_when_it_is_a_primary() {
     let Some(mut cluster) = Cluster::pair(&[]) else { return };
     cluster.publish_and_wait();
-    // A primary that nobody answers at: the server is a replica that keeps its data.
+    // A primary that does not exist: the server becomes a replica that keeps its data.
     cluster.redis.call(&["REPLICAOF", "127.0.0.1", "1"]);
     cluster.publish();
     cluster.wait_until("down", |cluster| cluster.nodes.iter().all(|node| !node.link.is_up()));

@@ -11,7 +11,7 @@ fn fails(arguments: &[&str], environment: &[(&str, &str)], code: i32) -> String 
     let output = oyez(arguments).envs(environment.iter().copied()).output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{arguments:?} {text}");
-    // An error stands alone; it is not mixed with informational lines.
+    // An error is the only output; it is not mixed with informational lines.
     let lines: Vec<&str> = text.lines().filter(|line| !line.contains(" WARN ")).collect();
     assert_eq!(lines.len(), 1, "{text}");
     assert!(lines[0].starts_with("oyez: "), "{text}");

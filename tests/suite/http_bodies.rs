@@ -104,7 +104,7 @@ fn body_without_valid_length_is_rejected() {
         ("Content-Length: 3\n", 400),
         ("Content-Length: 3\r\r\n", 400),
         ("Content\u{0}-Length: 3\r\n", 400),
-        // Before a byte of the body has come.
+        // Before a byte of the body has arrived.
         ("Content-Length: 101\r\n", 413),
         ("Content-Length: 18446744073709551616\r\n", 413),
         ("Content-Length: 99999999999999999999999999999999\r\n", 413),

@@ -40,7 +40,7 @@ const PARTS: [Part; 4] = [
     },
 ];
 
-/// Runs a command that does not serve. Returns its status and what it printed.
+/// Runs a command that does not serve. Returns its status and its output.
 fn run(arguments: &[&str], environment: Option<(&str, &str)>) -> (Option<i32>, String) {
     // An impossible number of connections: no command line here starts a server.
     let output =

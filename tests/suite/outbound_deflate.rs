@@ -791,7 +791,7 @@ impl World {
         self.read();
     }
 
-    /// Reads what all clients have received.
+    /// Reads the bytes that all clients have received.
     fn read(&mut self) {
         for (channel, &id) in self.references.iter().enumerate() {
             let texts =

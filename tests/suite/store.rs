@@ -276,7 +276,8 @@ fn killed_server_loses_at_most_the_sync_interval_and_reuses_no_id() {
         let (acknowledged, last_turn) = publish_for_a_while(&server, run, &mut rng, sync_ms * 7 / 3);
         server.signal("KILL");
         let (_, log) = server.wait();
-        // In its last turn, the server logs what it has not written in time. On a slow machine the interval has to be longer.
+        // In its last turn, the server logs the number of messages that it has not written in time. On a slow machine
+        // the interval has to be longer.
         let is_late = log.contains("the disk takes longer");
         let interval = Duration::from_millis(sync_ms);
         if is_late {

@@ -439,7 +439,7 @@ fn pub_and_sub_connect_over_tls() {
         lines.iter().map(String::as_str).chain(["the last"]).collect::<Vec<_>>()
     );
 
-    // An untrusted certificate is no reason to reconnect.
+    // The client does not reconnect after an untrusted certificate.
     for command in [&["pub", "prices", "x"][..], &["sub", "prices"]] {
         let output = run(command).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();

@@ -712,7 +712,7 @@ impl RecordSender {
         RecordSender { key, iv: iv.as_ref().try_into().unwrap(), sequence }
     }
 
-    /// A record of application data with so many bytes of padding (RFC 8446 5.2 to 5.4).
+    /// A record of application data with this number of bytes of padding (RFC 8446 5.2 to 5.4).
     fn record(&mut self, plaintext: &[u8], padding: usize) -> Vec<u8> {
         const APPLICATION_DATA: u8 = 23;
         let mut inner = [plaintext, &[APPLICATION_DATA], &vec![0; padding]].concat();

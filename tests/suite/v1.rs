@@ -86,7 +86,7 @@ fn publish_of_null_is_an_error_and_reaches_no_subscriber() {
             (&json!("error"), &json!(7), &json!("bad_payload"))
         );
     }
-    // Beside another payload it is absent.
+    // In addition to another payload, null counts as absent.
     client.send(json!({"type": "publish", "ch": "a", "ref": null, "data": null, "text": "x"}));
     assert_eq!(client.receive()["type"], "ack");
     let message = client.receive();

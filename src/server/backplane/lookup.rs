@@ -1,4 +1,4 @@
-//! Lookups of a host name, each on a thread of its own: `getaddrinfo` blocks for seconds when a name server fails.
+//! Lookups of a host name, each on a separate thread: `getaddrinfo` blocks for seconds when a name server fails.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};

@@ -296,7 +296,7 @@ mod tests {
             (&["permessage-bzip2; a=\"x\", foo", "permessage-deflate; server_max_window_bits=9"], bits(9)),
             (&["permessage-deflate; server_max_window_bits=9", "permessage-deflate"], bits(9)),
             (&["permessage-deflate; a", "", "permessage-deflate; server_max_window_bits=12"], bits(12)),
-            // What follows an invalid element in its line is ignored.
+            // The rest of a line after an invalid element is ignored.
             (&["a b, permessage-deflate"], None),
             (&["a b, permessage-deflate", "permessage-deflate; server_max_window_bits=11"], bits(11)),
         ] {

@@ -36,7 +36,7 @@ pub struct Upgrade {
     pub compression: Compression,
 }
 
-/// Returns the 101 response, and what was negotiated. `date` is the value of `Date`, which RFC 9110 6.6.1 makes
+/// Returns the 101 response, and the negotiated parameters. `date` is the value of `Date`, which RFC 9110 6.6.1 makes
 /// optional in a 1xx response: a client whose clock is wrong can detect that here too.
 ///
 /// # Errors

@@ -57,7 +57,7 @@ impl Client {
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     }
 
-    /// Reads a response head; what follows it stays.
+    /// Reads a response head; the bytes after it are kept.
     pub fn head(&mut self) -> String {
         self.head_or_end().expect("a head, but the end of file came")
     }
