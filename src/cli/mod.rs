@@ -189,16 +189,16 @@ fn usage(error: &clap::Error, command: &clap::Command, arguments: &[OsString]) -
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let is_advice = |part: &&str| !part.starts_with("Usage:") && !part.starts_with("For more");
     let parts = text.split("\n\n").take_while(is_advice);
-    let mut said: Vec<String> =
+    let mut sentences: Vec<String> =
         parts.map(|part| reword(&part.split_whitespace().collect::<Vec<_>>().join(" "))).collect();
     if error.kind() == ErrorKind::UnknownArgument
         && let Some(below) = chosen.get_subcommands().find(|below| has_flag(below, error))
     {
-        said.push(format!("it is a flag of {name} {}", below.get_name()));
+        sentences.push(format!("it is a flag of {name} {}", below.get_name()));
     }
-    let said = said.join(": ");
-    let mark = if said.ends_with('?') { "" } else { ";" };
-    format!("{said}{mark} see {name} --help")
+    let message = sentences.join(": ");
+    let mark = if message.ends_with('?') { "" } else { ";" };
+    format!("{message}{mark} see {name} --help")
 }
 
 /// Leaves out the user and the password of an address, since errors end up in logs.

@@ -319,13 +319,13 @@ fn handle_message(text: &str, channels: &mut [ChannelCursor], output: &mut Outpu
                 _ => "messages may be missing".to_owned(),
             };
             let why = message.why.unwrap_or("unknown").escape_debug();
-            let said = format!("{}: gap: {missing} ({why})", progress.channel.as_str());
+            let notice = format!("{}: gap: {missing} ({why})", progress.channel.as_str());
             output.print_gap(text)?;
             if output.exit_on_gap {
                 output.out.flush()?;
-                return Err(Failure::Gap(said));
+                return Err(Failure::Gap(notice));
             }
-            output::note(said);
+            output::note(notice);
             Ok(false)
         }
         (Some("error"), progress) => {

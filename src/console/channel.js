@@ -184,7 +184,7 @@ export class ChannelView {
     this.seconds.unshift(0);
   }
 
-  /** What GET /v1/channels said: the suggestions of the field, and the largest as links. */
+  /** The response to GET /v1/channels: suggestions for the field, and the largest channels as links. */
   list(channels) {
     const known = channels.filter(({ channel }) => NAME.test(channel));
     byId('channels').replaceChildren(...known.slice(0, 100).map(({ channel }) => element('option', { value: channel })));
@@ -207,11 +207,11 @@ export class ChannelView {
   async publish() {
     const text = byId('payload').value;
     const result = byId('publish-result');
-    const say = (words, bad = false) => {
+    const showResult = (words, bad = false) => {
       result.textContent = words;
       result.classList.toggle('error', bad);
     };
-    if (text === '') return say('The message is empty.', true);
+    if (text === '') return showResult('The message is empty.', true);
     let value = text;
     if (document.querySelector('input[name=kind]:checked').value === 'json') {
       try {
@@ -219,18 +219,18 @@ export class ChannelView {
         // A string is published as text, and this one is JSON.
         if (typeof value === 'string') value = Object(value);
       } catch (error) {
-        return say(`Invalid JSON: ${clip(error.message, 120)}`, true);
+        return showResult(`Invalid JSON: ${clip(error.message, 120)}`, true);
       }
     }
-    say('publishing');
+    showResult('publishing');
     byId('payload').value = '';
     try {
       const id = await this.hub.publish(this.channel, value);
-      say(`published as ${id}`);
+      showResult(`published as ${id}`);
     } catch (error) {
       // Restores the text, unless the user has typed a new one.
       if (byId('payload').value === '') byId('payload').value = text;
-      say(`Not published: ${clip(String(error?.message ?? error), 200)}`, true);
+      showResult(`Not published: ${clip(String(error?.message ?? error), 200)}`, true);
     }
   }
 

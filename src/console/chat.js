@@ -17,7 +17,7 @@ export class Chat {
     byId('chat-name').value = `Guest ${100 + Math.floor(Math.random() * 900)}`;
     byId('chat-form').addEventListener('submit', (event) => {
       event.preventDefault();
-      this.say();
+      this.publish();
     });
   }
 
@@ -46,19 +46,19 @@ export class Chat {
       onlive: () => setTimeout(() => byId('talk').setAttribute('aria-live', 'polite'), 500),
       onrestart: () => {
         this.pending = [];
-        byId('said').replaceChildren();
+        byId('chat-messages').replaceChildren();
       },
     });
   }
 
   flush() {
-    const said = byId('said');
+    const list = byId('chat-messages');
     for (const { name, id, text, own } of this.pending) {
       const speaker = own ? 'own' : `other ${id ?? ''} ${name}`;
-      const goesOn = speaker === this.speaker && said.childElementCount > 0;
+      const goesOn = speaker === this.speaker && list.childElementCount > 0;
       this.speaker = speaker;
       const mark = id === undefined ? [] : [element('span', { class: 'verified', title: `signed in as ${id}` }, ' \u2713')];
-      said.append(
+      list.append(
         element(
           'li',
           { class: `${own ? 'own' : ''} ${goesOn ? 'goes-on' : ''}` },
@@ -68,12 +68,12 @@ export class Chat {
       );
     }
     this.pending = [];
-    while (said.childElementCount > SHOWN) said.firstElementChild.remove();
-    byId('talk-empty').hidden = said.childElementCount > 0;
+    while (list.childElementCount > SHOWN) list.firstElementChild.remove();
+    byId('talk-empty').hidden = list.childElementCount > 0;
     this.follow();
   }
 
-  async say() {
+  async publish() {
     const text = byId('chat-text').value.trim();
     const name = byId('chat-name').value.trim().slice(0, NAME_MAX) || 'anonymous';
     if (text === '') return;

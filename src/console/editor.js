@@ -38,7 +38,7 @@ const SPANS_MAX = 512;
 const PAGES_MAX = EDITS_MAX;
 const QUESTIONS_MAX = 16;
 // Messages received without a document. The answer to a question arrives within a second or two.
-const HEARD_MAX = 1000;
+const RECEIVED_MAX = 1000;
 const NAME_UNITS_MAX = 64;
 
 const isName = (value) => isText(value) && value.length > 0 && value.length <= NAME_UNITS_MAX;
@@ -262,26 +262,26 @@ export class Editor {
     // A jump of the count means the same as a gap notice.
     if (this.#last.n !== null && n !== this.#last.n + 1) this.lose();
     this.#last = { id, n };
-    const said = isObject(data) ? data : {};
+    const command = isObject(data) ? data : {};
     if (!this.isReady) {
-      this.#received.push({ id, said });
-      if (this.#received.length > HEARD_MAX) this.#received.shift();
+      this.#received.push({ id, command });
+      if (this.#received.length > RECEIVED_MAX) this.#received.shift();
     }
-    return this.#fold(id, said);
+    return this.#fold(id, command);
   }
 
-  #fold(id, said) {
+  #fold(id, command) {
     const document = this.#document;
-    if ('edit' in said) return document.isKnown ? this.#edited(id, said.edit) : [];
-    if ('ask' in said) {
+    if ('edit' in command) return document.isKnown ? this.#edited(id, command.edit) : [];
+    if ('ask' in command) {
       document.asked(id);
-      if (said.ask === this.#page && !document.isKnown) this.#question = id;
-    } else if ('state' in said) {
-      return this.#answered(said);
-    } else if ('start' in said) {
-      const start = Document.parse(said.start);
+      if (command.ask === this.#page && !document.isKnown) this.#question = id;
+    } else if ('state' in command) {
+      return this.#answered(command);
+    } else if ('start' in command) {
+      const start = Document.parse(command.start);
       const before = document.text;
-      if (start && document.start(id, said.for, start)) return this.#adopt(before, start.text, true);
+      if (start && document.start(id, command.for, start)) return this.#adopt(before, start.text, true);
     }
     return [];
   }
@@ -350,7 +350,7 @@ export class Editor {
     const since = this.#received.slice(index + 1);
     this.#document = document;
     let change = this.#adopt(before, document.text, false);
-    for (const { id, said } of since) change = compose(change, this.#fold(id, said));
+    for (const { id, command } of since) change = compose(change, this.#fold(id, command));
     return change;
   }
 

@@ -466,14 +466,14 @@ describe('no edit is lost or applied twice', () => {
 
 describe('one page', () => {
   let n = 0;
-  const say = (editor, data) => editor.receive({ id: `1-${++n}`, n, data: JSON.parse(JSON.stringify(data)) });
+  const deliver = (editor, data) => editor.receive({ id: `1-${++n}`, n, data: JSON.parse(JSON.stringify(data)) });
 
   /** A page that was the first. */
   function first(name = 'me') {
     n = 0;
     const editor = new Editor(name);
-    say(editor, editor.ask());
-    say(editor, editor.begin());
+    deliver(editor, editor.ask());
+    deliver(editor, editor.begin());
     return editor;
   }
 
@@ -484,11 +484,11 @@ describe('one page', () => {
     assert.equal(editor.begin(), null, 'the question is not out yet');
     assert.ok(editor.edit(['early']));
     assert.equal(editor.next(), null);
-    say(editor, editor.ask());
-    say(editor, editor.begin());
+    deliver(editor, editor.ask());
+    deliver(editor, editor.begin());
     assert.ok(editor.isReady);
     assert.equal(editor.text, 'early');
-    say(editor, editor.next());
+    deliver(editor, editor.next());
     assert.equal(editor.confirmed, 'early');
   });
 
@@ -517,17 +517,17 @@ describe('one page', () => {
   test('ignores the start that follows an answer', () => {
     const one = first();
     one.edit(['abc']);
-    say(one, one.next());
+    deliver(one, one.next());
     const question = n + 1;
-    say(one, { ask: 'you' });
+    deliver(one, { ask: 'you' });
     const answer = one.answer();
     const start = { start: { text: '', origin: '', edits: [], numbers: [], questions: [] }, for: `1-${question}` };
-    say(one, answer);
-    assert.deepEqual(say(one, start), []);
+    deliver(one, answer);
+    assert.deepEqual(deliver(one, start), []);
     assert.equal(one.text, 'abc');
     // Without a document it counts, also for a page with a text, which is not dropped silently.
-    say(one, { ask: 'you' });
-    assert.deepEqual(say(one, { ...start, for: `1-${n}` }), [-3]);
+    deliver(one, { ask: 'you' });
+    assert.deepEqual(deliver(one, { ...start, for: `1-${n}` }), [-3]);
     assert.deepEqual([one.text, one.replaced], ['', 'abc']);
   });
 
@@ -538,12 +538,12 @@ describe('one page', () => {
     editor.edit([1, 'b']);
     editor.edit([2, 'c']);
     assert.equal(editor.next(), null);
-    say(editor, one);
+    deliver(editor, one);
     const two = editor.next();
     assert.deepEqual(two.edit.operation, [1, 'bc']);
     assert.equal(two.edit.base, `1-${n}`);
-    assert.deepEqual(say(editor, two), []);
-    assert.deepEqual(say(editor, two), [], 'a double is nothing');
+    assert.deepEqual(deliver(editor, two), []);
+    assert.deepEqual(deliver(editor, two), [], 'a double is nothing');
     assert.equal(editor.text, 'abc');
     assert.ok(!editor.isPending);
   });
@@ -555,20 +555,20 @@ describe('one page', () => {
       const sent = editor.next();
       editor.edit([1, 'b']);
       editor.lose();
-      say(editor, editor.ask());
+      deliver(editor, editor.ask());
       const text = has_arrived ? 'xa' : 'x';
       const numbers = has_arrived ? [['me', 1]] : [];
       const state = { text, origin: '1-9', edits: [], numbers, questions: [] };
-      say(editor, { state, at: `1-${n}`, for: [`1-${n}`] });
+      deliver(editor, { state, at: `1-${n}`, for: [`1-${n}`] });
       assert.equal(editor.confirmed, text);
       assert.equal([...editor.text].sort().join(''), 'abx');
       if (!has_arrived) {
         const again = editor.next();
         assert.equal(again.edit.number, sent.edit.number);
-        say(editor, again);
+        deliver(editor, again);
       }
-      say(editor, sent);
-      say(editor, editor.next());
+      deliver(editor, sent);
+      deliver(editor, editor.next());
       assert.equal([...editor.confirmed].sort().join(''), 'abx');
     }
   });
@@ -578,22 +578,22 @@ describe('one page', () => {
     editor.edit(['mine']);
     const edit = editor.next();
     for (let i = 1; i <= 70; i++) {
-      say(editor, { edit: { page: 'you', number: i, base: `1-${n}`, operation: ['x'] } });
+      deliver(editor, { edit: { page: 'you', number: i, base: `1-${n}`, operation: ['x'] } });
     }
-    say(editor, edit);
-    say(editor, { edit: { page: 'x', number: 1, base: '', operation: ['y'] } });
+    deliver(editor, edit);
+    deliver(editor, { edit: { page: 'x', number: 1, base: '', operation: ['y'] } });
     assert.equal(editor.confirmed, 'x'.repeat(70));
     const again = editor.next();
     assert.deepEqual(again.edit.operation, [70, 'mine']);
-    say(editor, again);
+    deliver(editor, again);
     assert.equal(editor.confirmed, `${'x'.repeat(70)}mine`);
   });
 
   test('ignores malformed messages', () => {
     const editor = first();
     editor.edit(['\u{1F600}ab']);
-    say(editor, editor.next());
-    say(editor, { ask: 'you' });
+    deliver(editor, editor.next());
+    deliver(editor, { ask: 'you' });
     const good = { page: 'you', number: 1, base: `1-${n - 1}`, operation: [4, 'x'] };
     const before = JSON.stringify(editor.answer().state);
     for (const bad of [
@@ -604,20 +604,20 @@ describe('one page', () => {
       { page: '' }, { page: 7 }, { page: 'p'.repeat(65) }, { page: '\ud800' }, { number: 0 }, { number: '1' },
       { number: 2 ** 53 }, { number: null }, { base: 'x' }, { base: null }, { base: 7 }, { base: '' },
     ]) {
-      assert.deepEqual(say(editor, { edit: { ...good, ...bad } }), [], JSON.stringify(bad).slice(0, 80));
+      assert.deepEqual(deliver(editor, { edit: { ...good, ...bad } }), [], JSON.stringify(bad).slice(0, 80));
       // A base of '' is good for as long as it is remembered, but not for this operation.
       assert.equal(JSON.stringify(editor.answer().state), before, JSON.stringify(bad).slice(0, 80));
     }
-    assert.deepEqual(say(editor, { edit: good }), [4, 'x']);
+    assert.deepEqual(deliver(editor, { edit: good }), [4, 'x']);
   });
 
   test('publishes although another page uses its name', () => {
     const editor = first();
-    say(editor, { edit: { page: 'me', number: 1000, base: `1-${n}`, operation: ['x'] } });
+    deliver(editor, { edit: { page: 'me', number: 1000, base: `1-${n}`, operation: ['x'] } });
     editor.edit(['mine']);
-    say(editor, editor.next());
+    deliver(editor, editor.next());
     assert.ok(editor.isPending);
-    say(editor, editor.next());
+    deliver(editor, editor.next());
     assert.ok(!editor.isPending);
     assert.match(editor.confirmed, /mine/);
   });
@@ -627,8 +627,8 @@ describe('one page', () => {
     assert.ok(!editor.edit(['x'.repeat(TEXT_UNITS_MAX + 1)]));
     assert.ok(editor.edit(['x'.repeat(TEXT_UNITS_MAX)]));
     const edit = editor.next();
-    say(editor, { edit: { page: 'you', number: 1, base: edit.edit.base, operation: ['y'] } });
-    const change = say(editor, edit);
+    deliver(editor, { edit: { page: 'you', number: 1, base: edit.edit.base, operation: ['y'] } });
+    const change = deliver(editor, edit);
     assert.equal(editor.text, 'y');
     assert.deepEqual(change, [1, -TEXT_UNITS_MAX]);
     assert.equal(editor.next(), null);
@@ -637,11 +637,11 @@ describe('one page', () => {
   test('merges an edit in too many places into one range', () => {
     const editor = first();
     editor.edit(['.'.repeat(1500)]);
-    say(editor, editor.next());
+    deliver(editor, editor.next());
     for (let i = 1; i <= 700; i++) editor.edit([2 * i, 'x']);
     const edit = editor.next();
     assert.ok(edit.edit.operation.length < 10);
-    say(editor, edit);
+    deliver(editor, edit);
     assert.equal(editor.confirmed, editor.text);
     assert.ok(!editor.isPending);
   });
@@ -649,14 +649,14 @@ describe('one page', () => {
   test('sends any state in one message', () => {
     const editor = first();
     editor.edit(['\u0001'.repeat(TEXT_UNITS_MAX)]);
-    say(editor, editor.next());
+    deliver(editor, editor.next());
     for (let i = 1; i <= 64; i++) {
       const operation = Array.from({ length: 8 }, (_, i) => (i % 2 ? -1 : 1000));
       const base = `1-${n}`;
-      say(editor, { edit: { page: String(i).padStart(64, 'p'), number: 2 ** 52 + i, base, operation: [1, '\u0001', -1] } });
-      say(editor, { edit: { page: String(i).padStart(64, 'q'), number: 2 ** 52 + i, base, operation } });
+      deliver(editor, { edit: { page: String(i).padStart(64, 'p'), number: 2 ** 52 + i, base, operation: [1, '\u0001', -1] } });
+      deliver(editor, { edit: { page: String(i).padStart(64, 'q'), number: 2 ** 52 + i, base, operation } });
     }
-    for (let i = 0; i < 20; i++) say(editor, { ask: 'you' });
+    for (let i = 0; i < 20; i++) deliver(editor, { ask: 'you' });
     assert.ok(JSON.stringify(editor.answer()).length < 64 * 1024 - 400);
   });
 });

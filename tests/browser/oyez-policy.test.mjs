@@ -25,12 +25,12 @@ class Socket {
     this.closed = true;
   }
 
-  say(...said) {
-    for (const one of said) this.onmessage?.({ data: JSON.stringify(one) });
+  serverSends(...messages) {
+    for (const one of messages) this.onmessage?.({ data: JSON.stringify(one) });
   }
 
   hello(fields = {}) {
-    this.say({ type: 'hello', id: '1-0', client: `c${Socket.all.length}`, ping_ms: 25_000, message_bytes_max: 200, key_age_ms: 300_000, ...fields });
+    this.serverSends({ type: 'hello', id: '1-0', client: `c${Socket.all.length}`, ping_ms: 25_000, message_bytes_max: 200, key_age_ms: 300_000, ...fields });
   }
 
   fail(code = 1006, reason = '') {
@@ -188,8 +188,8 @@ describe('the console', () => {
       hub.subscribe('a', () => {});
       hub.publish('b', 1);
       hub.publish('a', null);
-      socket().say({ type: 'error', ch: 'a', code: 'forbidden', message: 'permission denied' });
-      socket().say({ type: 'error', ref: 1, code: 'forbidden', message: 'permission denied' });
+      socket().serverSends({ type: 'error', ch: 'a', code: 'forbidden', message: 'permission denied' });
+      socket().serverSends({ type: 'error', ref: 1, code: 'forbidden', message: 'permission denied' });
       await settle();
     });
     assert.deepEqual(warnings.toSorted(), [
@@ -207,8 +207,8 @@ describe('the console', () => {
       const awaited = (async () => {
         await assert.rejects(async () => await hub.publish('c', 1), { code: 'forbidden' });
       })();
-      socket().say({ type: 'error', ch: 'a', code: 'forbidden', message: 'no' });
-      for (const ref of [1, 2]) socket().say({ type: 'error', ref, code: 'forbidden', message: 'no' });
+      socket().serverSends({ type: 'error', ch: 'a', code: 'forbidden', message: 'no' });
+      for (const ref of [1, 2]) socket().serverSends({ type: 'error', ref, code: 'forbidden', message: 'no' });
       await awaited;
       // Rejected before the caller can attach a handler.
       await assert.rejects(async () => await hub.publish('a b', 1), { code: 'bad_channel' });
@@ -217,7 +217,7 @@ describe('the console', () => {
       assert.deepEqual(settled.map(({ reason }) => reason.code), ['bad_data', 'bad_channel']);
       hub.addEventListener('error', () => {});
       hub.subscribe('d', () => {});
-      socket().say({ type: 'error', ch: 'd', code: 'forbidden', message: 'no' });
+      socket().serverSends({ type: 'error', ch: 'd', code: 'forbidden', message: 'no' });
       hub.publish('e', 1);
       hub.close();
       await settle();
@@ -291,7 +291,7 @@ test('an option echo that is undefined is absent', async () => {
   hub.subscribe('a', ({ data }) => received.push(data), { echo: undefined });
   await settle();
   socket().hello({ client: 'me' });
-  socket().say({ type: 'subscribed', ch: 'a', id: '1-0', subscribers: 1 }, { ch: 'a', id: '1-1', n: 1, from: 'me', data: 1 });
+  socket().serverSends({ type: 'subscribed', ch: 'a', id: '1-0', subscribers: 1 }, { ch: 'a', id: '1-1', n: 1, from: 'me', data: 1 });
   hub.close();
   assert.deepEqual(received, [1]);
 });

@@ -155,7 +155,7 @@ async function publish(page, text, kind = 'text') {
   );
 }
 
-async function say(page, text) {
+async function sendChat(page, text) {
   await page.fill('#chat-text', text);
   await page.press('#chat-text', 'Enter');
 }
@@ -429,9 +429,9 @@ test('the chat shows the user that the server verified', async (t) => {
     });
   await publish({ authorization: `Bearer ${token}` }, 'ignored', 'It is me.');
   await publish({}, 'Matilda', 'No, it is me.');
-  await until('both are shown', async () => (await page.locator('#said li').count()) === 2);
-  assert.deepEqual(await page.locator('#said .who').allTextContents(), ['Matilda \u2713', 'Matilda']);
-  assert.equal(await page.locator('#said .verified').getAttribute('title'), 'signed in as matilda');
+  await until('both are shown', async () => (await page.locator('#chat-messages li').count()) === 2);
+  assert.deepEqual(await page.locator('#chat-messages .who').allTextContents(), ['Matilda \u2713', 'Matilda']);
+  assert.equal(await page.locator('#chat-messages .verified').getAttribute('title'), 'signed in as matilda');
   await page.screenshot({ path: path.join(ARTEFACTS, 'chat-users.png') });
 });
 
@@ -440,21 +440,21 @@ test('two pages exchange chat messages', async (t) => {
   const [one, other] = [await visit(server, '#/chat'), await visit(server, '#/chat')];
   await one.fill('#chat-name', 'Matilda');
   await other.fill('#chat-name', 'Anselm');
-  await say(one, 'Is the market open?');
-  await until('the other shows it', async () => /Matilda.*Is the market open\?/.test(await other.textContent('#said')));
-  await say(other, 'Since the bell.');
-  await until('the first shows it', async () => /Anselm.*Since the bell\./.test(await one.textContent('#said')));
-  assert.equal(await one.locator('#said li.own').count(), 1);
+  await sendChat(one, 'Is the market open?');
+  await until('the other shows it', async () => /Matilda.*Is the market open\?/.test(await other.textContent('#chat-messages')));
+  await sendChat(other, 'Since the bell.');
+  await until('the first shows it', async () => /Anselm.*Since the bell\./.test(await one.textContent('#chat-messages')));
+  assert.equal(await one.locator('#chat-messages li.own').count(), 1);
   const late = await visit(server, '#/chat');
-  await until('a later page shows all', async () => (await late.locator('#said li').count()) === 2);
-  assert.equal(await late.locator('#said li.own').count(), 0);
+  await until('a later page shows all', async () => (await late.locator('#chat-messages li').count()) === 2);
+  assert.equal(await late.locator('#chat-messages li.own').count(), 0);
 
   // Two views of one page subscribe to the same channel, and each gets all of its messages.
   await late.click('#panel-chat a');
   await until('the channel view has both', async () => (await bodies(late)).length === 2);
   await late.click('#tab-chat');
-  await say(one, 'Good.');
-  await until('the chat goes on', async () => (await late.locator('#said li').count()) === 3);
+  await sendChat(one, 'Good.');
+  await until('the chat goes on', async () => (await late.locator('#chat-messages li').count()) === 3);
   await until('and so does the channel', async () => (await bodies(late)).length === 3);
 });
 
@@ -669,10 +669,10 @@ test('screenshots, wide and narrow, light and dark', async (t) => {
   await publish(pages.channel, 'Hear ye, hear ye!');
   await json('demo.chat', { name: 'Matilda', text: 'Good morning. Is the market open yet?' });
   await pages.chat.fill('#chat-name', 'Anselm');
-  await until('it is shown', async () => (await pages.chat.locator('#said li').count()) === 1);
-  await say(pages.chat, 'Since the bell. Wool is up, copper fell a little.');
-  await say(pages.chat, 'I would wait with the tea until noon.');
-  await until('both are shown', async () => (await pages.chat.locator('#said li').count()) === 3);
+  await until('it is shown', async () => (await pages.chat.locator('#chat-messages li').count()) === 1);
+  await sendChat(pages.chat, 'Since the bell. Wool is up, copper fell a little.');
+  await sendChat(pages.chat, 'I would wait with the tea until noon.');
+  await until('both are shown', async () => (await pages.chat.locator('#chat-messages li').count()) === 3);
   await json('demo.chat', {
     name: 'Matilda',
     text: 'Thank you, that is what I thought. I shall bring the long list, and we go through it line by line before anybody else is awake.',

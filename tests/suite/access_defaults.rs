@@ -85,5 +85,5 @@ fn open_loopback_server_accepts_only_local_host_names() {
     }
     assert_eq!(server.ask("GET / HTTP/1.0\r\n\r\n")[9..12], *"200", "no browser leaves it out");
     let server = Server::start(&[OPEN]);
-    assert_eq!(statuses(&server, "evil.example"), [200, 200, 101], "the operator has said it aloud");
+    assert_eq!(statuses(&server, "evil.example"), [200, 200, 101], "the operator allows anonymous clients");
 }

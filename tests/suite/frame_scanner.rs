@@ -16,36 +16,37 @@ use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 
 use crate::support::frames::{self, BINARY, CONTINUATION, PING, PONG, TEXT};
 
-/// One thing that a client sends, in one or more frames.
+/// A message or control frame of a client, in one or more frames.
 #[derive(Clone, Debug)]
-enum Said {
+enum ClientInput {
     Whole { opcode: u8, length: usize },
     Fragments { opcode: u8, lengths: Vec<usize>, ping_between: bool },
     Control { opcode: u8, length: usize },
 }
 
-fn said() -> impl Strategy<Value = Said> {
+fn client_input() -> impl Strategy<Value = ClientInput> {
     let opcode = prop_oneof![Just(TEXT), Just(BINARY)];
     let length = prop_oneof![0usize..8, 120usize..130, 65_530usize..65_540];
     let short = 0usize..20;
     prop_oneof![
-        (opcode.clone(), length).prop_map(|(opcode, length)| Said::Whole { opcode, length }),
-        (opcode, prop::collection::vec(short.clone(), 2..5), any::<bool>())
-            .prop_map(|(opcode, lengths, ping_between)| Said::Fragments { opcode, lengths, ping_between }),
+        (opcode.clone(), length).prop_map(|(opcode, length)| ClientInput::Whole { opcode, length }),
+        (opcode, prop::collection::vec(short.clone(), 2..5), any::<bool>()).prop_map(
+            |(opcode, lengths, ping_between)| ClientInput::Fragments { opcode, lengths, ping_between }
+        ),
         (prop_oneof![Just(PING), Just(PONG)], short)
-            .prop_map(|(opcode, length)| Said::Control { opcode, length }),
+            .prop_map(|(opcode, length)| ClientInput::Control { opcode, length }),
     ]
 }
 
 /// The bytes of a session, and the offsets at which no frame or message is unfinished.
-fn encode(session: &[Said]) -> (Vec<u8>, Vec<usize>) {
+fn encode(session: &[ClientInput]) -> (Vec<u8>, Vec<usize>) {
     let (mut bytes, mut boundaries) = (Vec::new(), vec![0]);
-    for said in session {
-        match said {
-            Said::Whole { opcode, length } | Said::Control { opcode, length } => {
+    for input in session {
+        match input {
+            ClientInput::Whole { opcode, length } | ClientInput::Control { opcode, length } => {
                 bytes.extend(frames::masked(*opcode, &vec![b'a'; *length]));
             }
-            Said::Fragments { opcode, lengths, ping_between } => {
+            ClientInput::Fragments { opcode, lengths, ping_between } => {
                 for (place, length) in lengths.iter().enumerate() {
                     let opcode = if place == 0 { *opcode } else { CONTINUATION };
                     let last = if place + 1 == lengths.len() { 0x80 } else { 0 };
@@ -117,7 +118,7 @@ proptest! {
     /// Messages and pongs are tungstenite's, wherever the session is cut; texts that are cut within a character too.
     #[test]
     fn messages_are_the_same_at_every_split(
-        session in prop::collection::vec(said(), 0..5),
+        session in prop::collection::vec(client_input(), 0..5),
         texts in prop::collection::vec("[a-zäß€𝄞]{0,12}", 0..4),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
     ) {
@@ -152,7 +153,7 @@ proptest! {
     }
 
     #[test]
-    fn frame_boundary_allows_a_new_context(session in prop::collection::vec(said(), 0..6)) {
+    fn frame_boundary_allows_a_new_context(session in prop::collection::vec(client_input(), 0..6)) {
         let (bytes, boundaries) = encode(&session);
         let whole = accepted_messages(&mut context(), &bytes);
         let mut scanner = FrameScanner::new(false);

@@ -73,12 +73,12 @@ fn command_with_closed_stdout_ends_quietly_and_with_full_disk_fails() {
         }
         let output = oyez(arguments).stdout(gone()).output().unwrap();
         assert_eq!(code(output.status), no_reader, "{arguments:?} {output:?}");
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(!said.contains("panicked") && !said.contains("standard output"), "{said}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(!stderr.contains("panicked") && !stderr.contains("standard output"), "{stderr}");
         let output = oyez(arguments).stdout(full_disk()).output().unwrap();
         assert_eq!(code(output.status), no_room, "{arguments:?} {output:?}");
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains("standard output: No space left") || arguments == failing, "{said}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("standard output: No space left") || arguments == failing, "{stderr}");
     }
 }
 
@@ -93,8 +93,9 @@ fn sub_with_closed_stderr_reconnects_without_loss() {
     };
     let start = Instant::now();
     let subscribers = || {
-        let said = server.ask("GET /v1/channels/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        said.contains("\"subscribers\":1")
+        let response =
+            server.ask("GET /v1/channels/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        response.contains("\"subscribers\":1")
     };
     while !subscribers() {
         assert!(start.elapsed() < TEST_TIMEOUT);

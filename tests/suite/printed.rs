@@ -86,9 +86,9 @@ fn paths_of_the_api_description_are_those_of_the_manual() {
 fn health_check_of_a_server_ends_with_its_status() {
     let server = Server::start(&[]);
     let url = format!("ws://{}", server.address);
-    for (flags, said) in [(&[][..], "ok\n"), (&["--ready"], "ready\n")] {
+    for (flags, expected) in [(&[][..], "ok\n"), (&["--ready"], "ready\n")] {
         let output = oyez(&[&["health", "--url", &url], flags].concat()).output().unwrap();
-        assert_eq!((output.status.code(), str::from_utf8(&output.stdout)), (Some(0), Ok(said)));
+        assert_eq!((output.status.code(), str::from_utf8(&output.stdout)), (Some(0), Ok(expected)));
     }
     drop(server);
     let output = oyez(&["health", "--url", &url]).output().unwrap();

@@ -83,9 +83,9 @@ impl Tls {
     /// Runs turns until neither side has anything to send.
     fn run_until_idle(&mut self, peer: &mut Peer) {
         for _ in 0..10_000 {
-            let said = peer.say();
-            if !said.is_empty() {
-                self.rig.send(peer.id, &said);
+            let outgoing = peer.take_outgoing();
+            if !outgoing.is_empty() {
+                self.rig.send(peer.id, &outgoing);
             }
             self.bench.begin_turn(Rc::from(DATE));
             self.rig.run_until_idle();
@@ -121,8 +121,8 @@ impl Peer {
         self.session.writer().write_all(bytes).unwrap();
     }
 
-    /// Its bytes as ciphertext.
-    fn say(&mut self) -> Vec<u8> {
+    /// Takes the ciphertext that the peer has to send.
+    fn take_outgoing(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
         while self.session.wants_write() {
             self.session.write_tls(&mut out).unwrap();
@@ -169,15 +169,15 @@ fn run(tls: &mut Tls, behavior: Behavior, cut: impl Fn(&[u8]) -> Vec<Vec<u8>>) -
     let mut peer = tls.connect(behavior);
     let mut parts = session().into_iter();
     loop {
-        let said = peer.say();
-        if said.is_empty() {
+        let outgoing = peer.take_outgoing();
+        if outgoing.is_empty() {
             match parts.next() {
                 Some(part) if !peer.session.is_handshaking() => peer.write(&part),
                 _ => break,
             }
             continue;
         }
-        for piece in cut(&said) {
+        for piece in cut(&outgoing) {
             tls.rig.send(peer.id, &piece);
             tls.turn();
         }
@@ -252,8 +252,8 @@ fn record_larger_than_the_read_buffer_needs_no_second_event() {
         // Its close_notify arrives with it; no event reports that either.
         peer.session.send_close_notify();
         let mut other = tls.join("/ws");
-        let said = peer.say();
-        tls.rig.send(peer.id, &said);
+        let outgoing = peer.take_outgoing();
+        tls.rig.send(peer.id, &outgoing);
         tls.rig.run_until_idle();
         assert!(!tls.rig.is_alive(peer.id), "the close_notify is an end of file");
         assert_eq!(tls.rig.engine.shared.metrics.closed(Reason::EndOfFile), 1);
@@ -268,9 +268,9 @@ fn truncation_is_handled_as_eof() {
     let mut other = tls.join("/ws");
     let mut peer = tls.join("/ws");
     peer.write(&frames::masked(TEXT, b"whole"));
-    let whole = peer.say();
+    let whole = peer.take_outgoing();
     peer.write(&frames::masked(TEXT, b"half"));
-    let half = peer.say();
+    let half = peer.take_outgoing();
     tls.rig.send(peer.id, &[&whole, &half[..half.len() / 2]].concat());
     tls.rig.send_eof(peer.id);
     tls.rig.run_until_idle();
@@ -286,11 +286,11 @@ fn eof_after_an_empty_record_is_seen() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 8);
         let mut peer = tls.connect(Behavior::Cooperative);
-        let hello = peer.say();
+        let hello = peer.take_outgoing();
         tls.rig.send(peer.id, &hello);
         tls.rig.run_until_idle();
         peer.receive(&mut tls.rig);
-        let finished = peer.say();
+        let finished = peer.take_outgoing();
         tls.rig.send(peer.id, &finished);
         tls.rig.send_eof(peer.id);
         // Both were there before they were looked at, so this is the only event.
@@ -313,11 +313,11 @@ fn broken_record_gets_an_alert_after_earlier_messages_were_published() {
         let mut other = tls.join("/ws");
         let mut peer = tls.join("/ws");
         peer.write(&frames::masked(TEXT, b"good"));
-        let mut said = peer.say();
+        let mut outgoing = peer.take_outgoing();
         peer.write(&frames::masked(TEXT, b"bad"));
-        said.extend(peer.say());
-        *said.last_mut().unwrap() ^= 1;
-        tls.rig.send(peer.id, &said);
+        outgoing.extend(peer.take_outgoing());
+        *outgoing.last_mut().unwrap() ^= 1;
+        tls.rig.send(peer.id, &outgoing);
         tls.rig.run_until_idle();
         assert!(tls.rig.pipe(peer.id).outgoing_ended);
         let sent = std::mem::take(&mut tls.rig.pipe(peer.id).outgoing);
@@ -342,7 +342,7 @@ fn broken_record_gets_an_alert_after_earlier_messages_were_published() {
 #[test]
 fn client_hello_with_any_wrong_byte_is_handled() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 1_000);
-    let hello = tls.connect(Behavior::Cooperative).say();
+    let hello = tls.connect(Behavior::Cooperative).take_outgoing();
     for at in 0..hello.len() {
         for bit in [0x01, 0x80] {
             let mut bad = hello.clone();
@@ -391,15 +391,15 @@ fn answer_ten_hellos(address: impl Fn(usize) -> String) {
     let mut peers: Vec<Peer> =
         (0..10).map(|number| tls.connect_from(&address(number), Behavior::Cooperative)).collect();
     for peer in &mut peers {
-        let hello = peer.say();
+        let hello = peer.take_outgoing();
         tls.rig.send(peer.id, &hello);
     }
     let mut answered = Vec::new();
     while answered.last() != Some(&10) {
         assert!(answered.len() < 10, "{answered:?}");
         subscriber.write(&frames::masked(TEXT, b"meanwhile"));
-        let said = subscriber.say();
-        tls.rig.send(subscriber.id, &said);
+        let outgoing = subscriber.take_outgoing();
+        tls.rig.send(subscriber.id, &outgoing);
         tls.turn();
         let has_answer = |peer: &&Peer| !tls.rig.pipe(peer.id).outgoing.is_empty();
         answered.push(peers.iter().filter(has_answer).count());
@@ -413,7 +413,7 @@ fn answer_ten_hellos(address: impl Fn(usize) -> String) {
 fn one_address_with_thousands_of_hellos_does_not_hold_up_the_hello_of_another() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 8);
     let mut number = 0;
-    let hello = tls.connect(Behavior::Cooperative).say();
+    let hello = tls.connect(Behavior::Cooperative).take_outgoing();
     let mut flood = |tls: &mut Tls, addresses: u32, count: usize| {
         for _ in 0..count {
             number += 1;
@@ -429,7 +429,7 @@ fn one_address_with_thousands_of_hellos_does_not_hold_up_the_hello_of_another() 
         let peer = {
             flood(&mut tls, addresses, 20);
             let mut peer = tls.connect_from("192.0.2.1", Behavior::Cooperative);
-            let hello = peer.say();
+            let hello = peer.take_outgoing();
             tls.rig.send(peer.id, &hello);
             peer
         };
@@ -447,7 +447,7 @@ fn one_address_with_thousands_of_hellos_does_not_hold_up_the_hello_of_another() 
     let mut tls = Tls::new(&TLS13, Limits::default(), 8);
     let mut greet = |_| {
         let mut peer = tls.connect(Behavior::Cooperative);
-        let hello = peer.say();
+        let hello = peer.take_outgoing();
         tls.rig.send(peer.id, &hello);
         peer.id
     };
@@ -462,7 +462,7 @@ fn handshake_waiting_for_the_budget_does_not_time_out() {
     let mut tls = Tls::new(&TLS13, limits, 1);
     let (mut first, mut second) = (tls.connect(Behavior::Cooperative), tls.connect(Behavior::Cooperative));
     for peer in [&mut first, &mut second] {
-        let hello = peer.say();
+        let hello = peer.take_outgoing();
         tls.rig.send(peer.id, &hello);
     }
     // A very long turn, as if caused by others.
@@ -478,7 +478,7 @@ fn handshake_deadline_covers_tls_and_head() {
     let limits = Limits { handshake_timeout_ms: 1_000, ..Limits::default() };
     let mut tls = Tls::new(&TLS13, limits, 8);
     let mut hello_only = tls.connect(Behavior::Cooperative);
-    let hello = hello_only.say();
+    let hello = hello_only.take_outgoing();
     tls.rig.send(hello_only.id, &hello[..hello.len() / 2]);
     let mut no_request = tls.connect(Behavior::Cooperative);
     let silent = tls.connect(Behavior::Cooperative);
@@ -552,7 +552,7 @@ fn peer_that_does_not_take_the_last_record_is_closed_slow() {
             tls.run_until_idle(peer);
             tls.rig.pipe(peer.id).behavior = Behavior::Stalled;
             peer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
-            let request = peer.say();
+            let request = peer.take_outgoing();
             tls.rig.send(peer.id, &request);
             tls.turn();
         }
@@ -610,12 +610,12 @@ fn half_closed_client_gets_the_whole_response() {
             tls.run_until_idle(&mut asks);
             let request = format!("GET /v1/channels/kept/history HTTP/1.1\r\nHost: localhost\r\n{field}\r\n");
             asks.write(request.as_bytes());
-            let said = asks.say();
-            tls.rig.send(asks.id, &said);
+            let outgoing = asks.take_outgoing();
+            tls.rig.send(asks.id, &outgoing);
             tls.turn();
             asks.session.send_close_notify();
-            let said = asks.say();
-            tls.rig.send(asks.id, &said);
+            let outgoing = asks.take_outgoing();
+            tls.rig.send(asks.id, &outgoing);
             tls.rig.send_eof(asks.id);
             tls.rig.run_until_idle();
             asks.receive(&mut tls.rig);
@@ -630,7 +630,7 @@ fn bytes_queued_before_the_keys_are_sent_after_the_handshake() {
     // Without tickets the server sends nothing when the handshake is complete, and no event arrives.
     let mut tls = Tls::with(&TLS13, Limits::default(), 8, |config| config.send_tls13_tickets = 0);
     let mut late = tls.connect(Behavior::Cooperative);
-    let hello = late.say();
+    let hello = late.take_outgoing();
     tls.rig.send(late.id, &hello);
     tls.turn();
     tls.rig.engine.drain(tls.rig.now);
@@ -648,7 +648,7 @@ fn lone_publisher_with_64_messages_in_flight_is_delivered_in_one_turn_within_tls
     let (mut sender, mut subscriber) = (tls.join("/ws?echo=0"), tls.join("/ws"));
     for _ in 0..3 {
         sender.write(&frames::masked(TEXT, &[b'x'; 900]).repeat(64));
-        let ciphertext = sender.say();
+        let ciphertext = sender.take_outgoing();
         tls.rig.send(sender.id, &ciphertext);
         tls.turn();
         subscriber.receive(&mut tls.rig);
@@ -663,17 +663,17 @@ fn key_update_flood_is_charged_to_the_turn_budget() {
     let mut floods: Vec<Peer> = (0..4).map(|_| tls.join("/ws")).collect();
     let message = frames::masked(TEXT, &[b'x'; 80]);
     for peer in &mut floods {
-        let mut said = Vec::new();
+        let mut outgoing = Vec::new();
         for byte in message.chunks(1) {
             for _ in 0..20 {
                 peer.session.refresh_traffic_keys().unwrap();
-                said.extend(peer.say());
+                outgoing.extend(peer.take_outgoing());
             }
             peer.write(byte);
-            said.extend(peer.say());
+            outgoing.extend(peer.take_outgoing());
         }
-        assert!(said.len() > 40_000, "{}", said.len());
-        tls.rig.send(peer.id, &said);
+        assert!(outgoing.len() > 40_000, "{}", outgoing.len());
+        tls.rig.send(peer.id, &outgoing);
     }
     let unread =
         |tls: &mut Tls| floods.iter().map(|peer| tls.rig.pipe(peer.id).incoming.len()).sum::<usize>();
@@ -762,7 +762,7 @@ fn dripping_record_ends_the_connection_at_its_deadline() {
     let (mut late, mut in_time) = (tls.join("/ws/late"), tls.join("/ws/in-time"));
     let record = |peer: &mut Peer| {
         peer.write(&frames::masked(TEXT, &[b'x'; 100]));
-        peer.say()
+        peer.take_outgoing()
     };
     let (dripped, whole) = (record(&mut late), record(&mut in_time));
     tls.rig.send(late.id, &dripped[..50]);
@@ -790,7 +790,7 @@ fn dripping_record_ends_the_connection_at_its_deadline() {
 fn unfinished_client_hello_uses_only_its_received_bytes() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 1_000);
     let mut peer = tls.connect(Behavior::Cooperative);
-    let hello = peer.say();
+    let hello = peer.take_outgoing();
     tls.rig.send(peer.id, &hello[..150]);
     tls.turn();
     let freeable = tls.rig.engine.slots.get(peer.id).unwrap().freeable_bytes();
@@ -866,7 +866,7 @@ fn connection_read_in_steps_holds_little_plaintext_and_loses_none() {
     for peer in &mut peers {
         for number in 0..200 {
             peer.write(&frames::masked(TEXT, format!("{number:0100}").as_bytes()));
-            let record = peer.say();
+            let record = peer.take_outgoing();
             tls.rig.send(peer.id, &record);
         }
     }

@@ -39,8 +39,8 @@ fn check(token: &str, flags: &[&str]) -> (Value, String, String, i32) {
     let text = String::from_utf8(output.stdout).unwrap();
     let end = text.rfind('}').map_or(0, |at| at + 1);
     let claims = serde_json::from_str(&text[..end]).unwrap_or(Value::Null);
-    let said = String::from_utf8(output.stderr).unwrap();
-    (claims, text[end..].trim().to_owned(), said, output.status.code().unwrap())
+    let printed = String::from_utf8(output.stderr).unwrap();
+    (claims, text[end..].trim().to_owned(), printed, output.status.code().unwrap())
 }
 
 #[test]
@@ -54,12 +54,12 @@ fn token_file_is_readable_by_its_owner_only_and_replaced() {
     };
     let output = out(&file);
     assert!(output.status.success(), "{output:?}");
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(said, format!("{file} is written: use it with --token-file {file}\n"));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(printed, format!("{file} is written: use it with --token-file {file}\n"));
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let token = std::fs::read_to_string(&file).unwrap();
     assert!(token.ends_with('\n') && token.matches('.').count() == 2, "{token}");
-    assert!(!said.contains(token.trim()));
+    assert!(!printed.contains(token.trim()));
     let parent = std::path::Path::new(&file).parent().unwrap();
     assert_eq!(std::fs::read_dir(parent).unwrap().count(), 2, "no other file remains");
     for bad in ["/nonexistent/alice.token", parent.to_str().unwrap()] {
@@ -73,11 +73,11 @@ fn token_file_is_readable_by_its_owner_only_and_replaced() {
 fn token_made_with_a_new_secret_is_verified() {
     let folder = Folder::new();
     let file = folder.path("secret");
-    let said = works(&["token", "secret", &file], "");
-    assert!(said.contains("--jwt-secret-file"), "{said}");
+    let printed = works(&["token", "secret", &file], "");
+    assert!(printed.contains("--jwt-secret-file"), "{printed}");
     let secret = std::fs::read_to_string(&file).unwrap();
     assert_eq!(secret.trim_end().len(), 64, "32 bytes in hexadecimal");
-    assert!(!said.contains(secret.trim_end()));
+    assert!(!printed.contains(secret.trim_end()));
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let again = fails(&["token", "secret", &file], 1);
     assert!(again.contains("exists") && std::fs::read_to_string(&file).unwrap() == secret, "{again}");
@@ -93,14 +93,14 @@ fn token_made_with_a_new_secret_is_verified() {
     assert_eq!(claims["sub"], "alice");
     assert_eq!(claims["oyez"], serde_json::json!({"subscribe": ["room.*", "news"], "publish": ["room.7"]}));
     assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 3_600);
-    let said = fails(&[&["token", "check", token.trim()], &key[..]].concat(), 2);
-    assert!(said.contains("standard input") && !said.contains(token.trim()), "{said}");
+    let printed = fails(&[&["token", "check", token.trim()], &key[..]].concat(), 2);
+    assert!(printed.contains("standard input") && !printed.contains(token.trim()), "{printed}");
     works(&[&["token", "check", "-"], &key[..]].concat(), &token);
 
     let other = folder.path("other");
-    let (claims, _, said, status) = check(&token, &["--jwt-secret-file", &other]);
+    let (claims, _, printed, status) = check(&token, &["--jwt-secret-file", &other]);
     assert_eq!((claims["sub"].as_str(), status), (Some("alice"), 1));
-    assert!(said.starts_with("oyez: not valid: ") && said.contains("signature"), "{said}");
+    assert!(printed.starts_with("oyez: not valid: ") && printed.contains("signature"), "{printed}");
     let both = ["--jwt-secret-file", &other, "--jwt-secret-file", &file];
     assert_eq!(check(&token, &both).3, 0);
     let (claims, _, _, status) = check("nonsense", &key);
@@ -133,10 +133,10 @@ fn token_signed_by_a_private_key_is_verified_by_its_public_key() {
         let flags = ["token", "new", "--publish=*", "--aud=us", "--iss=me", "--jwt-private-key", &private];
         let token = works(&flags, "");
         assert_eq!(check(&token, &["--jwt-public-key", &public, "--aud=us", "--iss=me"]).3, 0);
-        let (.., said, status) = check(&token, &["--jwt-public-key", &public]);
-        assert!(status == 1 && said.contains("audience"), "{said}");
-        let (.., said, status) = check(&token, &["--jwt-public-key", &public, "--aud=us", "--iss=you"]);
-        assert!(status == 1 && said.contains("issuer"), "{said}");
+        let (.., printed, status) = check(&token, &["--jwt-public-key", &public]);
+        assert!(status == 1 && printed.contains("audience"), "{printed}");
+        let (.., printed, status) = check(&token, &["--jwt-public-key", &public, "--aud=us", "--iss=you"]);
+        assert!(status == 1 && printed.contains("issuer"), "{printed}");
     }
 }
 
@@ -179,9 +179,9 @@ fn world_readable_secret_is_a_warning() {
     works(&flags, "");
     std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o644)).unwrap();
     let output = run(&flags, "");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && said.contains("WARN") && said.contains("chmod o="), "{said}");
-    assert!(!said.contains("ssss"), "{said}");
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && printed.contains("WARN") && printed.contains("chmod o="), "{printed}");
+    assert!(!printed.contains("ssss"), "{printed}");
 }
 
 /// The claims of an untrusted token are printed on a terminal.

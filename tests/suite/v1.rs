@@ -236,7 +236,7 @@ fn join(rig: &mut Rig, path: &str, behavior: Behavior) -> SlotId {
     id
 }
 
-fn say(rig: &mut Rig, id: SlotId, request: &Value) {
+fn send_command(rig: &mut Rig, id: SlotId, request: &Value) {
     rig.send_text(id, &request.to_string());
 }
 
@@ -292,7 +292,7 @@ fn hello_has_the_cursor_of_the_subscription() {
     let mut rig = Rig::new(Limits::default());
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     for text in ["1", "2", "3"] {
-        say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
+        send_command(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
     }
     rig.run_until_idle();
     for (path, cursor) in [
@@ -316,7 +316,7 @@ fn live_subscriber_has_the_log_head_as_cursor() {
     let mut rig = Rig::new(Limits::default());
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     for ch in ["a", "a", "b"] {
-        say(&mut rig, publisher, &json!({"type": "publish", "ch": ch, "text": ch}));
+        send_command(&mut rig, publisher, &json!({"type": "publish", "ch": ch, "text": ch}));
     }
     rig.run_until_idle();
     for (since, cursors) in [
@@ -327,7 +327,7 @@ fn live_subscriber_has_the_log_head_as_cursor() {
         let subscriber = join(&mut rig, "/ws", Behavior::Cooperative);
         rig.run_until_idle();
         received(&mut rig, subscriber);
-        say(&mut rig, subscriber, &json!({"type": "subscribe", "ch": "a", "since": since}));
+        send_command(&mut rig, subscriber, &json!({"type": "subscribe", "ch": "a", "since": since}));
         rig.run_until_idle();
         let values = received(&mut rig, subscriber);
         let got: Vec<&str> = values.iter().map(|value| value["id"].as_str().unwrap()).collect();
@@ -355,13 +355,13 @@ fn subscriber_of_several_channels_gets_log_order() {
     let mut rig = Rig::new(Limits::default());
     let subscriber = join(&mut rig, "/ws/a", Behavior::Cooperative);
     for channel in ["b", "c"] {
-        say(&mut rig, subscriber, &json!({"type": "subscribe", "ch": channel}));
+        send_command(&mut rig, subscriber, &json!({"type": "subscribe", "ch": channel}));
     }
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     rig.run_until_idle();
     received(&mut rig, subscriber);
     for (number, channel) in "abcabbacacbbca".chars().enumerate() {
-        say(
+        send_command(
             &mut rig,
             publisher,
             &json!({"type": "publish", "ch": channel.to_string(), "text": number.to_string()}),
@@ -376,16 +376,16 @@ fn subscriber_of_several_channels_gets_log_order() {
 fn subscriber_that_joins_between_messages_does_not_change_the_order() {
     let mut rig = Rig::new(Limits::default());
     let subscriber = join(&mut rig, "/ws/a", Behavior::Cooperative);
-    say(&mut rig, subscriber, &json!({"type": "subscribe", "ch": "b"}));
+    send_command(&mut rig, subscriber, &json!({"type": "subscribe", "ch": "b"}));
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     let raw = rig.join("/ws/raw");
     rig.run_until_idle();
     received(&mut rig, subscriber);
     for (channel, text) in [("a", "0"), ("raw", "x")] {
-        say(&mut rig, publisher, &json!({"type": "publish", "ch": channel, "text": text}));
+        send_command(&mut rig, publisher, &json!({"type": "publish", "ch": channel, "text": text}));
     }
-    say(&mut rig, publisher, &json!({"type": "subscribe", "ch": "raw"}));
-    say(&mut rig, publisher, &json!({"type": "publish", "ch": "b", "text": "1"}));
+    send_command(&mut rig, publisher, &json!({"type": "subscribe", "ch": "raw"}));
+    send_command(&mut rig, publisher, &json!({"type": "publish", "ch": "b", "text": "1"}));
     rig.run_until_idle();
     assert_eq!(words(&received(&mut rig, subscriber)), ["0", "1"]);
     assert_eq!(rig.texts(raw), ["x"]);
@@ -397,8 +397,12 @@ fn subscriber_without_echo_gets_messages_of_others() {
     let subscriber = join(&mut rig, "/ws/a?echo=0", Behavior::Cooperative);
     let other = join(&mut rig, "/ws/a", Behavior::Cooperative);
     for text in ["one", "two"] {
-        say(&mut rig, subscriber, &json!({"type": "publish", "ch": "a", "text": text}));
-        say(&mut rig, other, &json!({"type": "publish", "ch": "a", "text": format!("other {text}")}));
+        send_command(&mut rig, subscriber, &json!({"type": "publish", "ch": "a", "text": text}));
+        send_command(
+            &mut rig,
+            other,
+            &json!({"type": "publish", "ch": "a", "text": format!("other {text}")}),
+        );
     }
     rig.run_until_idle();
     assert_eq!(
@@ -415,11 +419,11 @@ fn subscriber_without_echo_gets_no_replay_of_its_own() {
     let other = join(&mut rig, "/ws", Behavior::Cooperative);
     let own = |ch: &str, text: &str| json!({"type": "publish", "ch": ch, "text": text});
     for ch in ["a", "b"] {
-        say(&mut rig, subscriber, &own(ch, "mine"));
-        say(&mut rig, subscriber, &own(ch, "mine too"));
+        send_command(&mut rig, subscriber, &own(ch, "mine"));
+        send_command(&mut rig, subscriber, &own(ch, "mine too"));
     }
     rig.run_until_idle();
-    say(&mut rig, other, &own("a", "another's"));
+    send_command(&mut rig, other, &own("a", "another's"));
     rig.run_until_idle();
     let replayed = |rig: &mut Rig, id: SlotId, ch: &str, echo: bool| {
         received(rig, id);
@@ -427,7 +431,7 @@ fn subscriber_without_echo_gets_no_replay_of_its_own() {
             json!({"type": "subscribe", "ch": ch, "since": "earliest", "echo": echo}),
             json!({"type": "unsubscribe", "ch": ch}),
         ] {
-            say(rig, id, &request);
+            send_command(rig, id, &request);
             rig.run_until_idle();
         }
         words(&received(rig, id))
@@ -465,7 +469,7 @@ fn duplicate_publish_creates_no_channel() {
     rig.run_until_idle();
     received(&mut rig, publisher);
     for _ in 0..2 {
-        say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
+        send_command(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
         rig.run_until_idle();
         assert_eq!(received(&mut rig, publisher)[0]["id"], "1000-1");
         assert_eq!(rig.engine.hub.channels(), 0);
@@ -478,7 +482,7 @@ fn message_over_its_age_is_not_replayed_before_the_sweep() {
     let mut rig = Rig::new(Limits { history, ..Limits::default() });
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     for ch in ["a", "b"] {
-        say(&mut rig, publisher, &json!({"type": "publish", "ch": ch, "text": "x"}));
+        send_command(&mut rig, publisher, &json!({"type": "publish", "ch": ch, "text": "x"}));
     }
     rig.run_until_idle();
     let asks = rig.connect(Behavior::Cooperative);
@@ -501,13 +505,13 @@ fn overrun(limits: Limits, count: usize) -> Vec<Value> {
     rig.pipe(slow).behavior = Behavior::Stalled;
     for number in 0..count {
         let text = format!("{number} {}", "x".repeat(500));
-        say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
+        send_command(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
         rig.turn();
     }
     rig.set_behavior(slow, Behavior::LimitedWrites(1_500));
     rig.engine.slots.mark_writable(slow);
     rig.run_until_idle();
-    say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "after"}));
+    send_command(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "after"}));
     rig.run_until_idle();
     assert!(rig.is_alive(slow));
     received(&mut rig, slow)
@@ -542,7 +546,7 @@ fn subscriber_overtaken_after_a_slice_gets_the_missed_count() {
     let publish = |rig: &mut Rig, count: usize| {
         for _ in 0..count {
             let text = "x".repeat(10_000);
-            say(rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
+            send_command(rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
         }
         rig.run_until_idle();
     };
@@ -551,7 +555,7 @@ fn subscriber_overtaken_after_a_slice_gets_the_missed_count() {
     rig.run_until_idle();
     for subscriber in subscribers {
         received(&mut rig, subscriber);
-        say(&mut rig, subscriber, &json!({"type": "subscribe", "ch": "a", "since": "earliest"}));
+        send_command(&mut rig, subscriber, &json!({"type": "subscribe", "ch": "a", "since": "earliest"}));
         rig.pipe(subscriber).behavior = Behavior::Stalled;
     }
     // Both have been given a slice, one of them the other's; then both are at the gap; then they read on.
@@ -597,7 +601,7 @@ fn idempotency_key_is_known_for_five_minutes() {
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     received(&mut rig, publisher);
     let by_v1 = |rig: &mut Rig| {
-        say(rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
+        send_command(rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
         rig.run_until_idle();
         received(rig, publisher)[0]["id"].as_str().unwrap().to_owned()
     };

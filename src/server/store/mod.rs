@@ -354,7 +354,7 @@ mod tests {
         }
         assert_eq!(rig.store.outstanding, BATCHES_MAX);
         assert_eq!(rig.hub.changes(), 50, "the list is no longer than there are channels");
-        assert_eq!(rig.metrics.history_file_late, 1, "said once");
+        assert_eq!(rig.metrics.history_file_late, 1, "counted once");
         assert_eq!(rig.next(2_000), Some(RESULT_POLL_MS));
         let mut bytes = 0;
         let mut batches = 0;
