@@ -70,7 +70,7 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, BadEntry> {
     std::str::from_utf8(bytes).map_err(|_| BadEntry::Utf8)
 }
 
-/// The bytes that are not decoded yet.
+/// A reader of the bytes that are not decoded yet.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FieldReader<'a>(pub(super) &'a [u8]);
 

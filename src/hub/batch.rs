@@ -1,7 +1,7 @@
 //! The messages of a channel in one turn: collected as frames, finished once, and shared by all subscribers.
 //!
-//! **Encode once**: a finished batch has one encoding for each form that has subscribers, and a subscriber is sent all of it.
-//! Subscribers that skip messages are sent ranges of the same memory.
+//! **Encode once**: a finished batch has one encoding for each form that has subscribers, and a subscriber is usually
+//! sent the whole batch. Subscribers that skip messages are sent ranges of the same memory.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -31,17 +31,17 @@ impl Batch {
         self.entries.len() == 1
     }
 
-    /// The number of its messages.
+    /// The number of messages in the batch.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Returns true if it has no message.
+    /// Returns true if the batch has no message.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// A message, with its index in the log. The channel's next message has the number `next_number`.
+    /// Adds a message with its index in the log. `next_number` is the number of the channel's next message.
     pub(super) fn message<'a>(
         &'a self,
         index: usize,
@@ -114,11 +114,11 @@ impl Batch {
     }
 }
 
-/// What the messages of one batch have in common.
+/// The properties that the messages of one batch share.
 struct MessagesOf<'a> {
     channel: &'a str,
     epoch: EpochStart,
-    /// The number of the first one in the channel.
+    /// The number of the first message in the channel.
     number: u64,
 }
 
@@ -160,14 +160,14 @@ impl Exclusion {
 pub struct FinishedBatch {
     forms: [Option<Encoded>; Form::COUNT],
     name: Rc<str>,
-    /// The epoch of all of its messages.
+    /// The epoch of the messages.
     epoch: EpochStart,
-    /// The number of its first message in the channel.
+    /// The number of the first message in the channel.
     number: u64,
-    /// Its messages as raw frames.
+    /// The messages as raw frames.
     raw: Frames,
     entries: Vec<BatchEntry>,
-    /// By subscriber, and for each in the order of the messages.
+    /// Sorted by subscriber, and for each subscriber in the order of the messages.
     exclusions: Vec<Exclusion>,
     pub(super) compression: BatchCompression,
 }
@@ -175,9 +175,9 @@ pub struct FinishedBatch {
 /// The position at which a subscriber's part of a batch begins.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchStart {
-    /// The number in the log before its first message.
+    /// The number in the log before the first message.
     pub(super) seq: u64,
-    /// The number of its first message in the channel.
+    /// The number of the first message in the channel.
     pub(super) number: u64,
 }
 
@@ -187,7 +187,7 @@ struct Encoded {
     frames: Frames,
     /// The ends of its messages; empty if all subscribers are sent the whole batch.
     ends: Vec<u32>,
-    /// At least one subscriber is not sent all of it.
+    /// At least one subscriber is not sent the whole batch.
     is_cut: bool,
 }
 
@@ -205,7 +205,7 @@ pub struct Delivery {
 pub enum Slices {
     /// One piece.
     Whole(Frames),
-    /// Several, in order.
+    /// Several pieces, in order.
     Ranges(Rc<[Frames]>),
     /// One piece of compressed frames.
     Compressed(Rc<CompressedBatch>),
@@ -232,12 +232,12 @@ impl Slices {
 }
 
 impl FinishedBatch {
-    /// Encodes its messages in one form, of which it has subscribers. It may be merged with others if `merges`.
+    /// Encodes the messages in one form that has subscribers. If `merges`, the batch may be merged with others.
     pub(super) fn encode(&mut self, form: Form, merges: bool) {
         self.forms[form.index()] = Some(self.encoded(form, merges));
     }
 
-    /// Its messages as raw frames, and where they are in them.
+    /// The messages as raw frames, and their positions in the frames.
     pub(super) fn stored(&self) -> (&Frames, &[BatchEntry]) {
         (&self.raw, &self.entries)
     }
@@ -291,8 +291,8 @@ impl FinishedBatch {
         Some(Delivery { frames, messages })
     }
 
-    /// The messages for a subscriber, in the encoding of its connection. One that is not sent the whole batch receives
-    /// plain frames: its window then ends with another message than those of the others.
+    /// The messages for a subscriber, in the encoding of its connection. A subscriber that is not sent the whole batch
+    /// receives uncompressed frames, since its window would end with another message than those of other subscribers.
     pub fn encoded_delivery(
         &mut self,
         form: Form,
@@ -320,14 +320,14 @@ impl FinishedBatch {
         Some((self.entries[index].seq, window))
     }
 
-    /// The windows of some subscribers of `oyez.v1` end with the messages after this one in the log, and nothing before
-    /// them.
+    /// Limits the context after the batch to the messages after `seq`: the windows of some `oyez.v1` subscribers end
+    /// with these, and with no earlier ones.
     pub(super) fn start_context_after(&mut self, seq: u64) {
         let start = self.entries.partition_point(|entry| entry.seq <= seq);
         self.compression.start_context_at(Form::Envelope, start);
     }
 
-    /// Returns the context of its channel after the batch.
+    /// Returns the context of the channel after the batch.
     pub(super) fn into_context(
         self,
         bytes_per_subscriber: usize,
@@ -370,7 +370,7 @@ impl FinishedBatch {
         self.exclusions_of(subscriber).next().is_none()
     }
 
-    /// The position before the first message for a subscriber, for one whose outbox had no room.
+    /// The position before the first message for a subscriber whose outbox had no room.
     pub fn start_for(&self, subscriber: SlotId) -> BatchStart {
         let first = self.received_ranges(subscriber).first().map_or(self.entries.len(), |range| range.start);
         let seq = match first.checked_sub(1) {
@@ -380,7 +380,7 @@ impl FinishedBatch {
         BatchStart { seq, number: self.number + first as u64 }
     }
 
-    /// Returns the number of its messages.
+    /// Returns the number of messages.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }

@@ -1,4 +1,4 @@
-//! Open batches: their end, and the messages that a subscriber is sent before it.
+//! The end of open batches: finishing them for all subscribers, and the messages that one subscriber is sent earlier.
 
 use std::rc::Rc;
 
@@ -16,9 +16,9 @@ use crate::wire::deflate::Deflater;
 #[must_use]
 #[derive(Debug)]
 pub enum Unsent {
-    /// Nothing.
+    /// No message.
     Nothing,
-    /// These messages, encoded for it alone.
+    /// These messages, encoded for this subscriber alone.
     Delivery(Delivery),
     /// More than is encoded for one subscriber alone: the batches have to be fanned out.
     TooMuch,
@@ -33,8 +33,8 @@ const UNSENT_BYTES_MAX: usize = 4 << 10;
 const UNSENT_MESSAGES_MAX: usize = 256;
 
 impl Hub {
-    /// Returns true if it has live subscribers that may subscribe to other channels, and so receive the messages of all
-    /// of them in the log's order.
+    /// Returns true if the channel has live subscribers that may subscribe to other channels, and so receive the
+    /// messages of all their channels in the log's order.
     pub(super) fn needs_log_order(&self, channel: ChannelId) -> bool {
         self.channel(channel).is_some_and(|channel| !channel.live(Form::Envelope).is_empty())
     }
@@ -42,8 +42,8 @@ impl Hub {
     /// Returns the messages of the open batches of its channels that a subscriber has yet to receive, in the log's
     /// order.
     ///
-    /// It has to receive them before it leaves, and before a notice that has a cursor. They are encoded for that
-    /// subscriber alone, which, for a few messages, is less work than a fan-out of the batches to all.
+    /// The subscriber has to receive them before it leaves, and before a notice that has a cursor. They are encoded for
+    /// that subscriber alone, which, for a few messages, is less work than a fan-out of the batches to all.
     pub fn unsent(&self, subscriber: SlotId, subscriptions: &[Subscription]) -> Unsent {
         let mut order = Vec::new();
         let (mut bytes, mut form) = (0, Form::Envelope);
@@ -86,13 +86,13 @@ impl Hub {
         }
     }
 
-    /// Removes one channel from the list of those with an open batch.
+    /// Removes one channel from the list of channels with an open batch.
     pub fn next_open_batch(&mut self) -> Option<ChannelId> {
         self.open_batches.pop()
     }
 
-    /// Finishes the channel's batch, and returns it with the channel, whose subscribers are to receive it. `None` if
-    /// the batch is empty.
+    /// Finishes the channel's batch, and returns it with the channel whose subscribers are to receive it. `None` if the
+    /// batch is empty.
     pub fn finish_batch(&mut self, id: ChannelId, now: LoopTime) -> Option<(&Channel, FinishedBatch)> {
         self.finish_batch_as(id, false, now)
     }

@@ -1,4 +1,4 @@
-//! Subscriptions of a channel: where they begin, and how they end.
+//! Subscribing and unsubscribing: the position at which a subscription begins, its gap, and its end.
 
 use super::batch::BatchStart;
 use super::channel::Replay;
@@ -12,9 +12,9 @@ use crate::wire::Form;
 /// The options of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscribeOptions {
-    /// The form of its messages.
+    /// The form of the messages.
     pub form: Form,
-    /// The message after which it begins.
+    /// The message after which the subscription begins.
     pub since: Since,
     /// True if the subscriber also receives its own messages.
     pub echo: bool,
@@ -25,7 +25,7 @@ pub struct SubscribeOptions {
 pub struct Subscribed {
     /// The subscription.
     pub subscription: Subscription,
-    /// Its messages continue after this one; if there is a gap, its notice is sent first.
+    /// The messages continue after this one; if there is a gap, its notice is sent first.
     pub cursor: MessageId,
     /// The channel's number of subscribers.
     pub subscribers: usize,
@@ -65,7 +65,7 @@ impl Hub {
     ) -> Result<Subscribed, ChannelsFull> {
         let id = self.open_as(name, Creator { connection: Some(subscriber), publisher: None })?;
         if self.channels[id.0 as usize].creator.connection == Some(subscriber) {
-            // It counts as a subscription now.
+            // The channel counts as a subscription of its creator now, and no longer as created by publishing.
             self.creators.subtract(subscriber);
         }
         self.expire_channel(id, now);

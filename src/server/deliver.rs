@@ -131,7 +131,7 @@ impl<T: Transport> Engine<T> {
     /// turn are sent before it.
     pub(super) fn queue_close_frame(&mut self, id: SlotId, close_frame: Option<Bytes>, now: LoopTime) {
         if self.slots.get(id).is_some_and(Slot::is_close_held) {
-            // It has waited for acknowledgements: its deadline begins now.
+            // The close has waited for acknowledgements: its deadline begins now.
             self.slots.mark_close_held(id, false);
             if let Some(slot) = self.slots.get_mut(id) {
                 slot.state.restart_close(&self.shared.limits, now);
@@ -149,7 +149,7 @@ impl<T: Transport> Engine<T> {
 
     /// Sends all batches of this turn to their subscribers.
     pub(super) fn fan_out_all(&mut self, now: LoopTime) {
-        // Once here, and not for each subscriber.
+        // Checked once here, and not for each subscriber.
         self.send_gathered();
         if self.shared.deflater.is_exhausted() {
             self.forget_windows();
@@ -291,7 +291,7 @@ impl<T: Transport> Engine<T> {
             let (written, left) = slot.flush(SlowConsumerLimits::of(limits), now);
             metrics.sent_bytes += written as u64;
             if matches!(left, FlushOutcome::Failed(_)) {
-                // Nothing can be queued for it; its write fails in the flush phase too, and that closes it.
+                // No frame can be queued for the subscriber; its write fails in the flush phase too, which closes it.
                 slots.mark_dirty(id);
                 return true;
             }

@@ -4,7 +4,7 @@
 //! The engine has no poll and no listener, and is generic over the transport: the server runs it over sockets, the
 //! model test over bytes in memory, and both run the same code.
 //!
-//! **Deferred free**: any phase may schedule a close ([`Slots::schedule_close`]), as often as it likes; only
+//! **Deferred free**: any phase may schedule a close ([`Slots::schedule_close`]), repeatedly if it must; only
 //! [`Engine::reap`] frees the slot, at the end of the turn. So an id stays valid for the whole turn, and no caller has
 //! to check whether a call has freed its slot.
 
@@ -35,7 +35,7 @@ use crate::session::intent::Intent;
 use crate::session::{AfterFlush, State};
 use crate::time::LoopTime;
 
-/// Slots, hub, and what the phases need between them.
+/// Slots, hub, and the state of the phases.
 #[derive(Debug)]
 pub struct Engine<T> {
     /// The connections.
@@ -77,7 +77,7 @@ pub struct Engine<T> {
     pub is_drain_announced: bool,
     /// Number of rejected connections that are still open.
     pub(super) rejected: usize,
-    /// When large connections are searched for again; `None`: at once.
+    /// The time of the next search for large connections; `None`: at once.
     pub(super) next_search_at: Option<LoopTime>,
     /// Rate limits of the publishers.
     pub(super) rate_limiter: RateLimiter,
@@ -111,8 +111,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Returns the salt with which a next process that reads the same history continues the client ids: its first id
-    /// follows the last of this process.
+    /// Returns the salt with which the next process with this history continues the client ids: its first id follows
+    /// the last id of this process.
     pub fn next_client(&self) -> u32 {
         self.clients.next_salt(self.slots.next_id())
     }

@@ -1,10 +1,10 @@
 //! Publishing, in two parts: `submit` checks what does not depend on other publishers of the channel (rate, rights,
 //! draining, room), and `apply_item` puts the message into its channel at its place in the order of the log.
 //!
-//! A server by itself is its own log: the item is applied as soon as it is submitted. With a log that several servers
-//! share, the item is sent to the log, and applied by every node when it is read back. So `apply_item` has nothing to
-//! check but the idempotency key, which is decided in the order of the log; and the publisher, which may have closed by
-//! then, is a separate value ([`PendingPublish`]).
+//! A single server is its own log: the item is applied as soon as it is submitted. With a log that several nodes share,
+//! the item is sent to the log, and applied by every node when it is read back. So `apply_item` has nothing to check
+//! but the idempotency key, which is decided in the order of the log; and the publisher, which may have closed by then,
+//! is a separate value ([`PendingPublish`]).
 
 use std::net::IpAddr;
 

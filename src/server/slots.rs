@@ -275,7 +275,7 @@ impl<T: Transport> Slots<T> {
         if let Some(slot) = self.get_mut(id) {
             slot.flags.set(SlotFlags::CLOSE_QUEUED);
         }
-        // Its further messages are not published, and its end of file has to be read.
+        // Further messages of the peer are not published, but its end of file has to be read.
         self.resume_publishing(id);
     }
 
@@ -297,7 +297,7 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// Schedules the close of a connection. Any phase may call this, as often as it likes; only the reap phase frees
+    /// Schedules the close of a connection. Any phase may call this, repeatedly if it must; only the reap phase frees
     /// the slot (**deferred free**), and the first reason stays.
     pub fn schedule_close(&mut self, id: SlotId, reason: Reason) {
         if let Some(slot) = self.get_mut(id)
@@ -554,7 +554,7 @@ mod tests {
         while let Some(id) = slots.next_dirty(last) {
             visited.push(id);
             last = Some(id);
-            // The slot itself has more to write, and another that was visited has again.
+            // The slot itself has more to write, and so has another slot that was visited before.
             slots.mark_dirty(id);
             slots.mark_dirty(ids[3]);
         }
