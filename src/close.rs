@@ -592,7 +592,7 @@ mod tests {
                 assert_ne!(one.as_str(), other.as_str());
                 assert_ne!(one.to_string(), other.to_string());
             }
-            // It is inserted in JSON without escaping.
+            // The text is inserted in JSON without escaping.
             assert!(!one.to_string().contains(['"', '\\']), "{one}");
         }
         assert_eq!(size_of::<TokenFault>(), 1);

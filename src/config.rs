@@ -194,7 +194,7 @@ pub enum OnSlow {
 /// The use of permessage-deflate (RFC 7692).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeflateMode {
-    /// It is not negotiated.
+    /// Compression is not negotiated.
     Off,
     /// Each message is compressed without reference to others.
     Fresh,

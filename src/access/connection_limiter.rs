@@ -25,7 +25,7 @@ const SPARE_ADDRESSES: usize = 65_536;
 /// Proxies that the operator trusts.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
-    /// Their addresses.
+    /// The addresses of the proxies.
     pub networks: Vec<Network>,
     /// True if they send a PROXY protocol header at the start of each connection.
     pub send_header: bool,

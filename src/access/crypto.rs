@@ -19,7 +19,7 @@ pub(super) fn install() {
     static PROVIDER: CryptoProvider = CryptoProvider {
         signer_factory: |algorithm, key| Ok(Box::new(Signing::new(*algorithm, key)?)),
         verifier_factory: |algorithm, key| Ok(Box::new(Verifying::new(*algorithm, key)?)),
-        // They derive public keys from private ones, which is not needed here.
+        // These functions derive public keys from private ones, which is not needed here.
         key_utils: KeyUtils::new_unimplemented(),
     };
     let _ = PROVIDER.install_default();

@@ -117,7 +117,7 @@ struct Stream {
 pub enum StreamTicketError {
     /// The ticket is unknown, was used for something else, or has expired.
     Bad,
-    /// Its stream is open, as far as the server knows: a lost connection may not have been noticed yet.
+    /// The ticket's stream is open, as far as the server knows: a lost connection may not have been noticed yet.
     InUse,
 }
 
@@ -477,7 +477,7 @@ mod tests {
         assert_eq!(again(&mut tickets, "b", 2, now), Some(StreamTicketError::Bad), "another channel");
         let late = now.after(STREAM_GRACE_MS - 1);
         assert_eq!(again(&mut tickets, "a", 2, late), None);
-        // Its first end no longer counts.
+        // The first end of the stream no longer counts.
         let open = now.after(STREAM_GRACE_MS + 1);
         assert_eq!(again(&mut tickets, "a", 3, open), Some(StreamTicketError::InUse));
         stream_ended(&mut tickets, slot(2), open);

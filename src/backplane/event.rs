@@ -34,7 +34,7 @@ pub enum LinkEvent<'a, P> {
     },
     /// Publishes that are not acknowledged.
     Failed {
-        /// Their acknowledgements, in the order of their submission.
+        /// The acknowledgements of the publishes, in the order of submission.
         pending: Vec<P>,
         /// The reason.
         why: PublishFailure,
@@ -74,7 +74,7 @@ pub struct LogEntry<'a, P> {
     pub run: u32,
     /// True if this process appended it.
     pub is_own: bool,
-    /// Its number among the entries of that process.
+    /// The number of the entry among those of that process.
     pub number: u64,
     /// True if nothing was read from the log before.
     pub is_first: bool,
@@ -82,7 +82,7 @@ pub struct LogEntry<'a, P> {
     pub time_ms: u64,
     /// Time in ms from the submission to now, of an own entry.
     pub round_trip_ms: Option<u32>,
-    /// Its size.
+    /// The size of the entry.
     pub bytes: usize,
     pub(super) items: Items<'a>,
     pub(super) next_index: u64,
@@ -92,7 +92,7 @@ pub struct LogEntry<'a, P> {
 /// An item of an entry.
 #[derive(Debug)]
 pub struct LogItem<'a, P> {
-    /// Its id: for a message, the message's id.
+    /// The id of the item: for a message, the message's id.
     pub id: MessageId,
     /// The item.
     pub item: Item<'a>,
@@ -157,7 +157,7 @@ pub enum LossCause {
     Trimmed,
     /// Entries of a node are missing before its next one.
     Jump,
-    /// This node was not where the data of the new epoch begins.
+    /// This node's position is not the one from which the data of the new epoch continues.
     Marker,
     /// Another node has applied entries that this one has not.
     Report,
@@ -186,11 +186,11 @@ impl LossCause {
 /// The reason for which a publish is not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishFailure {
-    /// It was not published: the log was not reachable for too long, or too many publishes wait for it.
+    /// The message was not published: the log was not reachable for too long, or too many publishes wait for it.
     BackplaneDown,
-    /// It may or may not have been published.
+    /// The message may or may not have been published.
     Unconfirmed,
-    /// It was not published: Redis is out of memory.
+    /// The message was not published: Redis is out of memory.
     BackplaneFull,
 }
 
@@ -291,12 +291,12 @@ pub enum LinkNotice {
     },
     /// Nodes have not reported after a marker.
     RollCallIncomplete {
-        /// Their runs.
+        /// The runs of the nodes.
         runs: Vec<u32>,
     },
     /// Redis may evict the keys of the log.
     MayEvict {
-        /// Its `maxmemory-policy`.
+        /// The `maxmemory-policy` of Redis.
         policy: String,
     },
     /// A node is alive.

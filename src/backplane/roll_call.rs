@@ -45,16 +45,16 @@ pub struct NodeHeartbeat {
     pub subscriptions: u32,
     /// The version of the program: 8 bits each for major, minor and patch.
     pub version: u32,
-    /// Its blocks of client ids.
+    /// The node's blocks of client ids.
     pub blocks: BlockSet,
 }
 
 /// A node that is alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveNode {
-    /// Its process.
+    /// The run of the node.
     pub run: u32,
-    /// Its last heartbeat.
+    /// The last heartbeat of the node.
     pub heartbeat: NodeHeartbeat,
     /// Time of the log since its last entry, in ms.
     pub seen_ms: u64,
@@ -111,7 +111,7 @@ struct Ahead {
 pub(super) enum Numbering {
     /// The next one, or the first of its run that this node reads.
     Next,
-    /// It was applied before.
+    /// The entry was applied before.
     Duplicate,
     /// Entries from this number on are missing.
     Jump { first_missing: u64, is_announced: bool },
@@ -296,7 +296,7 @@ impl RollCall {
             state.is_live = false;
             // A node that has shut down has no connections.
             state.heartbeat.blocks = BlockSet::default();
-            // It is not expected to report, even if a marker follows at once.
+            // The node is not expected to report, even if a marker follows at once.
             state.seen_ms = self.now_ms.saturating_sub(LIVE_MS + 1);
             self.changes.push(Membership::ShutDown(run));
         }

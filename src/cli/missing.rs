@@ -10,9 +10,9 @@ use super::failure::Failure;
 
 /// A part of the program that a build can leave out.
 struct OptionalPart {
-    /// Its cargo feature.
+    /// The cargo feature of the part.
     feature: &'static str,
-    /// Its name in an error.
+    /// The name of the part in errors.
     name: &'static str,
     is_built: bool,
     /// The flags of `oyez serve` that need it.

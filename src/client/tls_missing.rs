@@ -51,7 +51,7 @@ impl TlsConnector {
         Err(NO_TLS.to_owned())
     }
 
-    /// The same configuration for another host.
+    /// Returns this configuration for another host.
     ///
     /// # Errors
     /// None.

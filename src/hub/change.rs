@@ -22,9 +22,9 @@ pub enum Change {
     Channel {
         /// Its name.
         name: Box<str>,
-        /// Its position in the log.
+        /// The channel's position in the log.
         position: ChannelPosition,
-        /// Its encoded messages since the last change, in order; may be empty.
+        /// The encoded messages since the last change, in order; may be empty.
         messages: Vec<u8>,
     },
     /// The channel was removed, with its history.
@@ -35,7 +35,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Its approximate size in bytes.
+    /// The approximate size of the change in bytes.
     pub fn bytes(&self) -> usize {
         let (Change::Channel { name, .. } | Change::Removed { name }) = self;
         let messages = if let Change::Channel { messages, .. } = self { messages.len() } else { 0 };
@@ -46,7 +46,7 @@ impl Change {
 /// A channel's position in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChannelPosition {
-    /// The number of its last message.
+    /// The number of the channel's last message.
     pub number: u64,
     /// Its last message in the log.
     pub last: u64,

@@ -59,22 +59,22 @@ pub(super) struct PersistState {
 pub(crate) struct Replay {
     pub(super) subscriber: SlotId,
     pub(super) form: Form,
-    /// The last message in the log that it was sent, or that precedes its subscription.
+    /// The last message in the log that the subscriber was sent, or that precedes its subscription.
     pub(super) cursor: u64,
     /// The number of the next message, once that is known.
     pub(super) next_number: Option<u64>,
-    /// The reason of the gap if messages are evicted before it reaches them.
+    /// The reason of the gap if messages are evicted before the replay reaches them.
     pub(super) why: GapReason,
-    /// It begins with the oldest stored message, and its protocol has no notice for evicted ones.
+    /// The replay begins with the oldest stored message, and its protocol has no notice for evicted ones.
     pub(super) ignores_evicted: bool,
-    /// When it began to wait for the memory of its next message.
+    /// When the replay began to wait for the memory of its next message.
     pub(super) waits_since: Option<LoopTime>,
 }
 
 /// The public state of a channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChannelInfo {
-    /// The number of its subscribers.
+    /// The number of subscribers.
     pub subscribers: usize,
     /// Its last message in the log; `None` before its first.
     pub head: Option<u64>,
@@ -129,7 +129,7 @@ impl Channel {
         [Form::Raw, Form::Envelope].iter().any(|form| !self.live(*form).is_empty())
     }
 
-    /// The number of its subscribers.
+    /// The number of subscribers.
     pub fn subscribers(&self) -> usize {
         self.live.iter().map(Vec::len).sum::<usize>() + self.catching_up.len()
     }
@@ -176,7 +176,7 @@ impl Channel {
     }
 
     pub(super) fn add_live(&mut self, form: Form, subscriber: SlotId) -> u32 {
-        // It does not receive messages from before its subscription.
+        // The subscriber does not receive messages from before its subscription.
         self.batch.exclude(form, subscriber, 0..self.batch.len());
         let subscribers = &mut self.live[form.index()];
         subscribers.push(subscriber);

@@ -62,7 +62,7 @@ impl SizeClasses {
         (rank, shifted)
     }
 
-    /// One of the largest.
+    /// Returns one of the channels with the largest histories.
     pub(super) fn largest(&self) -> Option<ChannelId> {
         self.classes.iter().rev().find_map(|class| class.last().copied())
     }

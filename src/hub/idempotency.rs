@@ -28,9 +28,9 @@ pub struct IdempotencyKey<'a> {
 /// A message that was published under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyUse {
-    /// This message was published under it, with the same payload.
+    /// This message was published under the key, with the same payload.
     SamePayload(u64),
-    /// A message with another payload was published under it.
+    /// A message with another payload was published under the key.
     OtherPayload,
 }
 

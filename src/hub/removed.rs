@@ -17,7 +17,7 @@ pub(super) const REMOVED_CHANNEL_BYTES: usize = 160;
 #[derive(Debug)]
 pub(super) struct RemovedChannels {
     by_name: HashMap<Rc<str>, Removed>,
-    /// The same, by their last message.
+    /// The removed channels by their last message.
     by_seq: BTreeMap<u64, Rc<str>>,
     bytes: usize,
     bytes_max: usize,
@@ -28,7 +28,7 @@ pub(super) struct RemovedChannels {
 /// A removed channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Removed {
-    /// Its last message in the log.
+    /// The channel's last message in the log.
     pub(super) last: u64,
     /// The history file has a row with its name.
     pub(super) is_written: bool,

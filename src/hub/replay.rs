@@ -56,7 +56,7 @@ pub enum ReplayStep {
         frames: Frames,
         /// The number of messages in it.
         messages: usize,
-        /// Its cost.
+        /// The cost of the slice.
         work: Work,
     },
     /// The next message is large, and its encoding does not fit into the limit with those that other clients have yet
@@ -65,15 +65,15 @@ pub enum ReplayStep {
         /// Since when.
         since: LoopTime,
     },
-    /// Messages that it had yet to receive were evicted; it continues after the gap.
+    /// Messages that the subscriber had yet to receive were evicted; the replay continues after the gap.
     Gap(Gap),
     /// The replay is complete: the subscriber is live.
     CaughtUp {
-        /// Its new position.
+        /// The subscription at its new position.
         subscription: Subscription,
         /// The subscriber that was moved to its old position.
         moved: Option<Moved>,
-        /// Its cursor.
+        /// The cursor of the subscriber.
         cursor: MessageId,
     },
 }

@@ -10,25 +10,26 @@ use crate::wire::deflate::WindowEnd;
 /// A subscriber's position in a channel: the way from a slot to its entry in the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// Its channel.
+    /// The channel.
     pub channel: ChannelId,
-    /// Its position in the list of its state.
+    /// The position in the list of subscribers with the same state.
     pub position: u32,
-    /// The list that it is in.
+    /// The list that has the subscriber.
     pub state: SubscriptionState,
-    /// It receives its own messages.
+    /// True if the subscriber receives its own messages.
     pub echo: bool,
-    /// The message that ends the window of its connection, if that is known. It is the same in all subscriptions of the
-    /// connection that know it. Here and not with the connection's state, since it takes no memory here.
+    /// The message that ends the window of the connection, if that is known. All subscriptions of the connection that
+    /// know it have the same. The field is here and not with the connection's state, since it takes no additional
+    /// memory here.
     pub window: Option<WindowEnd>,
 }
 
 /// The lists of a channel's subscribers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SubscriptionState {
-    /// It is sent each batch, in this form.
+    /// The subscriber is sent each batch, in this form.
     Live(Form),
-    /// It is sent the history.
+    /// The subscriber is sent the history.
     CatchingUp,
 }
 

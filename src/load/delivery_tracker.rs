@@ -228,7 +228,8 @@ impl DeliveryTracker {
         }
     }
 
-    /// One client less is expected to receive the message: it has received it now, or never will.
+    /// Removes one client from those that are expected to receive the message: the client has received it now, or never
+    /// will.
     fn complete_one(&mut self, publisher: u16, sequence: u32, now: Option<RunTime>) {
         let log = &mut self.logs[usize::from(publisher)];
         let Some(message) =

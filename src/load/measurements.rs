@@ -47,7 +47,7 @@ pub struct Measurements {
     pub measured: Option<Measured>,
     /// Time from the intended time to each client, in nanoseconds.
     pub latency: Histogram<u64>,
-    /// The same, before clients stalled.
+    /// The latency before clients stalled.
     pub latency_before: Option<Histogram<u64>>,
     /// Messages that were due and never sent.
     pub unsent: u64,

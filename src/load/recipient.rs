@@ -7,7 +7,7 @@ use super::received::ReceivedSequences;
 pub enum Role {
     /// Has to receive every message, from the first to the last.
     Regular,
-    /// The same, until it stalls.
+    /// Has to receive every message until it stalls.
     Slow,
     /// Does not read; its messages are not waited for.
     Stalled,

@@ -36,8 +36,8 @@ const STALLED_BUFFER_BYTES: usize = 4096;
 /// Maximum messages sent in one turn of the loop. In an open loop that is late, clients are read in between.
 const SENDS_PER_TURN: usize = 1_024;
 
-/// The same in bytes. Messages are read in between, or a server that limits the queue of a client would treat the load
-/// generator as slow.
+/// Maximum bytes sent in one turn of the loop. Messages are read in between, or a server that limits the queue of a
+/// client would treat the load generator as slow.
 const SEND_BYTES_PER_TURN: usize = 256 << 10;
 
 /// Maximum bytes in a publisher's outbox in an open loop before it takes no further messages.

@@ -75,11 +75,11 @@ pub struct Backlog {
 /// Whether the subscriber throttles its publishers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Throttle {
-    /// It has not done so in this backlog.
+    /// The subscriber has not throttled its publishers in this backlog.
     NotYet,
-    /// It does, until the backlog is empty or this time.
+    /// The subscriber throttles its publishers, until the backlog is empty or this time.
     Until(LoopTime),
-    /// It has done so, and does not again in this backlog.
+    /// The subscriber has throttled its publishers, and does not again in this backlog.
     Done,
 }
 
@@ -135,9 +135,9 @@ impl SlowConsumerLimits {
 /// Whether further frames are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Intake {
-    /// They are queued, up to the limit.
+    /// Frames are queued, up to the limit.
     Open,
-    /// They are rejected until the queue is empty, so that the subscriber has one gap and not many.
+    /// Frames are rejected until the queue is empty, so that the subscriber has one gap and not many.
     Closed,
 }
 
@@ -145,11 +145,11 @@ enum Intake {
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enqueue {
-    /// They were queued.
+    /// The frames were queued.
     Queued,
-    /// They were queued, and the backlog is over its high-water mark and has not throttled publishers yet.
+    /// The frames were queued, and the backlog is over its high-water mark and has not throttled publishers yet.
     HighWater,
-    /// They were rejected, since they would exceed the limit.
+    /// The frames were rejected, since they would exceed the limit.
     OverLimit,
 }
 

@@ -96,7 +96,7 @@ pub trait Transport: Write {
 pub enum ReadOutcome {
     /// Bytes.
     Bytes {
-        /// Their number.
+        /// The number of bytes.
         count: usize,
         /// There may be more, which no event will announce.
         more: bool,

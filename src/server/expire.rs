@@ -110,7 +110,7 @@ impl<T: Transport> Engine<T> {
         if slot.state.is_ping_due(now) != pings {
             return has_stalled;
         }
-        // Its messages may be in the kernel, where they stay until the peer has received the responses to it.
+        // The peer's messages may be in the kernel, where they stay until it has received its responses.
         let unread = slot.is_ready() || (slot.is_read_paused() && matches!(slot.state, State::Open(_)));
         let (_, state, mut ctx) = shared.session_context(id, slot, now);
         match state.expire(unread, &mut ctx) {

@@ -70,9 +70,9 @@ pub struct MemoryBudget {
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepChange {
-    /// It is in force from now on.
+    /// The step is in force from now on.
     Began,
-    /// It is no longer in force.
+    /// The step is no longer in force.
     Ended,
 }
 

@@ -341,7 +341,7 @@ enum AfterRead {
     Wait,
     /// Reading is resumed when its outbox is empty.
     PauseReading,
-    /// It has more bytes, which wait for its next share.
+    /// The slot has more bytes, which wait for its next share.
     Requeue,
     /// The slot begins to close.
     Close(Reason),

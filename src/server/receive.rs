@@ -272,7 +272,7 @@ impl<T: Transport> Engine<T> {
         self.hub.advance_to(first_seq);
         match &marker.discontinuity {
             Some(loss) => self.announce_loss(loss, now),
-            // Its history has messages that have no id any longer.
+            // The history has messages of an unknown epoch, which no longer have ids.
             None if known.is_none() => self.begin_discontinuity(after, None, GapReason::Epoch, now),
             None => {}
         }

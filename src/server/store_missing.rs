@@ -17,7 +17,7 @@ use crate::time::LoopTime;
 /// Maximum time that the shutdown waits for a history file: zero.
 pub const SHUTDOWN_WRITE_TIMEOUT: Duration = Duration::ZERO;
 
-/// The same after a second signal.
+/// Maximum time after a second signal.
 pub const FORCED_SHUTDOWN_WRITE_TIMEOUT: Duration = Duration::ZERO;
 
 /// A history file. This build has none, so no value of this type exists.

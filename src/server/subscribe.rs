@@ -464,7 +464,7 @@ impl<T: Transport> Engine<T> {
         }
         self.deliver_unsent(id, now);
         let Some(slot) = self.slots.get_mut(id) else { return false };
-        // It may be closed by now, as a slow subscriber.
+        // The connection may be closed by now, as a slow subscriber.
         let Some(subscription) = slot.subscriptions.remove(channel) else { return false };
         if slot.is_throttling() {
             self.pressure.end_throttling(channel, now);
@@ -472,7 +472,7 @@ impl<T: Transport> Engine<T> {
         let is_replaying = slot.next_replay().is_some();
         self.slots.mark_replaying(id, is_replaying);
         if is_replaying && subscription.state == SubscriptionState::CatchingUp {
-            // It may be the replay that waited for memory.
+            // The subscription that was removed may be the replay that waited for memory.
             self.slots.mark_refill(id);
         }
         if let Some(log) = &mut self.shared_log

@@ -56,7 +56,7 @@ impl<T: Transport> Engine<T> {
         if slot.state.responded(&self.shared.limits, now) {
             self.slots.mark_ready(id);
         } else if slot.state.has_query() {
-            // It had to wait for the responses before it.
+            // The query had to wait for the responses before it.
             self.slots.mark_refill(id);
         }
         self.slots.mark_dirty(id);

@@ -290,7 +290,7 @@ pub(super) struct PayloadPart {
     pub(super) left: u64,
     /// The frame ends with this part.
     pub(super) is_end: bool,
-    /// It belongs to a compressed message.
+    /// True if the frame belongs to a compressed message.
     pub(super) is_compressed: bool,
 }
 

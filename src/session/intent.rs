@@ -132,7 +132,7 @@ impl RequestLog {
 /// The acknowledgement that the publisher of a message expects.
 #[derive(Debug)]
 pub enum Receipt {
-    /// None: a raw WebSocket.
+    /// No acknowledgement: a raw WebSocket.
     None,
     /// `ack` of `oyez.v1`.
     Ack {

@@ -165,7 +165,7 @@ impl Open {
                 }
                 end = match (protocol, kind) {
                     (Protocol::Raw, _) => commands::receive_raw(kind, unshared(payload), auth, ctx),
-                    // It was checked that a text is UTF-8.
+                    // The payload of a text was checked to be UTF-8.
                     (Protocol::V1, Kind::Text) => {
                         commands::receive(std::str::from_utf8(&payload).unwrap_or_default(), auth, ctx)
                     }

@@ -34,7 +34,7 @@ pub struct Unfinished {
     payload: Vec<u8>,
     /// The compressed payload of a complete message, while it is decompressed.
     inflation: Option<Inflation>,
-    /// This many bytes of a text are valid UTF-8; the rest is the beginning of a character.
+    /// Number of bytes of a text that are known to be valid UTF-8; the rest is the beginning of a character.
     checked: usize,
     /// The received part of a control frame's payload, unmasked. Control frames may be sent between fragments (RFC 6455
     /// 5.4).

@@ -53,7 +53,7 @@ pub struct WindowEnd(NonZeroU32);
 pub enum Encoding {
     /// As they are.
     Plain,
-    /// Each compressed without reference to others: `server_no_context_takeover` was negotiated.
+    /// Each message is compressed without reference to others: `server_no_context_takeover` was negotiated.
     Alone,
     /// Compressed with reference to the message that ends the connection's window, if there is one.
     Context(Option<WindowEnd>),
@@ -226,7 +226,7 @@ impl DeflaterState {
         self.out.resize(message.len() + message.len() / 8 + 64, 0);
         loop {
             let (consumed, produced) = (self.deflate.total_in(), self.deflate.total_out());
-            // It fails only for a compressor in an invalid state.
+            // Compression fails only for a compressor in an invalid state.
             self.deflate
                 .compress(message, &mut self.out[length..], DeflateFlush::SyncFlush)
                 .expect("the compressor takes any text");

@@ -84,7 +84,7 @@ impl TlsConnector {
         Ok(TlsConnector { config: Arc::new(config), name, certificates, ca_flag })
     }
 
-    /// The same configuration for another host.
+    /// Returns this configuration for another host.
     ///
     /// # Errors
     /// The host is neither a DNS name nor an IP address.

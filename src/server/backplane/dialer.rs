@@ -71,9 +71,9 @@ pub(super) enum DialPeer {
 
 /// The server that is connected to.
 pub(super) struct DialTarget {
-    /// Its host and port as they were given, for errors: TLS compares the name in the certificate with this one.
+    /// Host and port as they were given, for errors: TLS compares the host with the name in the certificate.
     name: String,
-    /// Its address.
+    /// The resolved address.
     address: String,
     /// `None`: the connections are not encrypted.
     tls: Option<TlsConnector>,

@@ -58,7 +58,7 @@ impl LogStream {
         let interest = Interest::READABLE | Interest::WRITABLE;
         match self {
             LogStream::Tcp(stream) => registry.register(stream, token, interest),
-            // It was registered when its connect was begun.
+            // The socket was registered when its connect was begun.
             LogStream::Tls(_) => Ok(()),
             LogStream::Unix(stream) => registry.register(stream, token, interest),
         }

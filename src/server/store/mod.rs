@@ -78,7 +78,7 @@ pub struct Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FlushCycle {
     Idle,
-    /// This many changes are still to be sent to the thread.
+    /// `left` changes are still to be sent to the thread.
     Writing {
         left: usize,
     },

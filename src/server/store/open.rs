@@ -220,7 +220,7 @@ mod tests {
         drop(load());
         let again = load();
         assert_eq!((again.hub.head().epoch, again.hub.history_usage().messages), (epoch, 1));
-        // One that is killed.
+        // A server that is killed.
         drop(again.mark_in_use().unwrap());
         assert_ne!(load().hub.head().epoch, epoch);
         std::fs::remove_file(&file.path).unwrap();

@@ -25,7 +25,7 @@ const UNSYNCED_MAX: usize = 8 << 20;
 pub(super) struct WriteBatch {
     pub(super) state: LogState,
     pub(super) changes: Vec<Change>,
-    /// It has to be safe on the disk when its result is sent.
+    /// True if the batch has to be safe on the disk when its result is sent.
     pub(super) syncs: bool,
 }
 

@@ -45,7 +45,7 @@ enum ChunkPosition {
 /// Why a body cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::session) enum BadChunk {
-    /// It breaks the grammar.
+    /// The chunk breaks the grammar.
     Malformed,
     /// A chunk ends beyond the longest body.
     TooBig,

@@ -97,8 +97,8 @@ impl<'a, 'ctx> Exchange<'a, 'ctx> {
     fn reject(&mut self, error: &HttpError) -> Outcome {
         self.ctx.metrics.reject(error.code());
         if self.is_event_source && error.is_temporary() {
-            // It never reconnects after a status other than 200, so it gets a stream that sets the reconnection time,
-            // and ends.
+            // An EventSource never reconnects after a status other than 200, so it gets a stream that sets the
+            // reconnection time, and ends.
             self.close_after();
             return self.respond(self.options.ended_event_stream());
         }
