@@ -381,8 +381,8 @@ fn turn(bench: &mut Criterion) {
     }
 }
 
-/// A batch of one message, compressed with each level that a batch may get, in the context of one message and of a whole
-/// window. `worst`: two letters at random, which match at nearly every position of the window.
+/// A batch of one message, compressed with each level that a batch may get, in the context of one message and of a
+/// whole window. `worst`: two letters at random, which match at nearly every position of the window.
 fn deflate(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("deflate");
     let mut state = 1u32;

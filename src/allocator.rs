@@ -25,8 +25,8 @@ const EXACT_AFTER_BYTES: u64 = 1 << 20;
 /// Or after this many calls. The server counts at most once a millisecond.
 const EXACT_AFTER_CALLS: u32 = 1_000;
 
-/// jemalloc returns a freed page to the system within this time, or twice that, since its thread sleeps for as long. Its
-/// default is 10 s. Measured: `src/server/memory.rs`.
+/// jemalloc returns a freed page to the system within this time, or twice that, since its thread sleeps for as long.
+/// Its default is 10 s. Measured: `src/server/memory.rs`.
 const DECAY_MS: isize = 300;
 
 /// jemalloc's default, by which a value that the operator has chosen is recognized.
@@ -50,7 +50,8 @@ impl Count {
     /// Starts the count, and jemalloc's background thread, which returns unused pages to the system. Without the thread
     /// jemalloc returns them only when the program allocates, and a server that is idle after a flood keeps its pages.
     fn start() -> Option<Count> {
-        // Before the thread starts: it sleeps for as long as the decay time that it finds. A failure leaves the default.
+        // Before the thread starts: it sleeps for as long as the decay time that it finds. A failure leaves the
+        // default.
         let _ = set_decay();
         // Where it is not supported (musl), pages return with the next allocations.
         let _ = max_background_threads::write(1).and_then(|()| background_thread::write(true));

@@ -119,11 +119,11 @@ pub struct BackplaneConfig {
     /// Number of replicas that must have a message before it is acknowledged; 0: durability is that of Redis' own
     /// settings.
     pub wait_replicas: u32,
-    /// Maximum time to wait for these replicas. They respond within a round trip. Heartbeats, sent every 2 s, wait too, and
-    /// a node is timed out after 6 s without one.
+    /// Maximum time to wait for these replicas. They respond within a round trip. Heartbeats, sent every 2 s, wait too,
+    /// and a node is timed out after 6 s without one.
     pub wait_timeout_ms: u32,
-    /// Maximum time until a heartbeat is read back; then the link is opened again. Redis stalls for a second or two when
-    /// it forks with a large data set.
+    /// Maximum time until a heartbeat is read back; then the link is opened again. Redis stalls for a second or two
+    /// when it forks with a large data set.
     pub heartbeat_timeout_ms: u32,
 }
 
@@ -247,8 +247,8 @@ pub struct Limits {
     pub message_bytes_max: usize,
     /// Compression. A message that a client compresses counts with its decompressed size for all limits.
     pub deflate: DeflateSettings,
-    /// Maximum time from the first bytes of a message to its last, however slowly they arrive. The same as for a request
-    /// body: 64 KiB in 30 s are 2.2 KB/s, less than GPRS provides (30 kbit/s).
+    /// Maximum time from the first bytes of a message to its last, however slowly they arrive. The same as for a
+    /// request body: 64 KiB in 30 s are 2.2 KB/s, less than GPRS provides (30 kbit/s).
     pub message_timeout_ms: u32,
     /// Maximum bytes of a request body, and so of a message that is published over HTTP.
     pub body_bytes_max: usize,
@@ -416,8 +416,8 @@ pub struct TcpConfig {
     /// Maximum time for which sent bytes may be unacknowledged before the kernel closes the connection
     /// (`TCP_USER_TIMEOUT`).
     pub user_timeout_ms: u32,
-    /// Other processes of the same user may listen on the address too, and the kernel distributes connections among them
-    /// (`SO_REUSEPORT`).
+    /// Other processes of the same user may listen on the address too, and the kernel distributes connections among
+    /// them (`SO_REUSEPORT`).
     pub reuse_port: bool,
 }
 

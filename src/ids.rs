@@ -360,8 +360,8 @@ pub struct Peer {
     pub is_counted: bool,
 }
 
-/// Stands for the address of all clients of Unix sockets, which have none: the unspecified address, from which no packet
-/// arrives. They share the limits per address.
+/// Stands for the address of all clients of Unix sockets, which have none: the unspecified address, from which no
+/// packet arrives. They share the limits per address.
 pub const UNIX_ADDRESS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// How [`UNIX_ADDRESS`] is written in logs, flags and `X-Forwarded-For`, as nginx does.

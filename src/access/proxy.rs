@@ -136,8 +136,8 @@ pub fn forwarded_client<'a>(
     client
 }
 
-/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`, or `unix:` for a client of a proxy's
-/// Unix socket.
+/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`, or `unix:` for a client of a
+/// proxy's Unix socket.
 fn hop_address(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop.trim_ascii()).ok()?;
     if text == UNIX_ADDRESS_TEXT {

@@ -143,8 +143,8 @@ pub struct LogDiscontinuity {
 }
 
 impl LogDiscontinuity {
-    /// Returns true if the cursor `upto` is incomplete too, and not only those before it: the loss was found when it was
-    /// the position, so clients may have received it as a cursor before anything was known.
+    /// Returns true if the cursor `upto` is incomplete too, and not only those before it: the loss was found when it
+    /// was the position, so clients may have received it as a cursor before anything was known.
     pub fn includes_upto(&self) -> bool {
         matches!(self.cause, LossCause::Jump | LossCause::Report | LossCause::RollCall)
     }
@@ -157,7 +157,7 @@ pub enum LossCause {
     Trimmed,
     /// Entries of a node are missing before its next one.
     Jump,
-    /// This node's position is not the one from which the data of the new epoch continues.
+    /// A new epoch has begun, and its data do not continue from this node's position.
     Marker,
     /// Another node has applied entries that this one has not.
     Report,

@@ -258,8 +258,8 @@ impl<P> Link<P> {
         Ok(())
     }
 
-    /// Appends a heartbeat, unless an entry waits to be sent for the first time. When [`Link::applied_number`] has reached
-    /// the returned number, everything that the log contained at the time of this call was applied.
+    /// Appends a heartbeat, unless an entry waits to be sent for the first time. When [`Link::applied_number`] has
+    /// reached the returned number, everything that the log contained at the time of this call was applied.
     pub fn barrier(&mut self, now: LoopTime) -> u64 {
         if let Some(number) = self.log.own.last_unsent() {
             return number;
@@ -319,8 +319,8 @@ impl<P> Link<P> {
         self.was_up
     }
 
-    /// Returns true if this node has applied entries that the log has lost, and that other nodes may receive yet: a client
-    /// that attaches with a cursor may miss them, and gets a gap.
+    /// Returns true if this node has applied entries that the log has lost, and that other nodes may receive yet: a
+    /// client that attaches with a cursor may miss them, and gets a gap.
     pub fn has_unreported_loss(&self) -> bool {
         self.log.roll_call.is_ahead()
     }

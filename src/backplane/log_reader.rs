@@ -4,15 +4,17 @@
 //!
 //! 1. **Continuity.** If the entry does not follow the position, entries were trimmed: a discontinuity.
 //! 2. k = L + 1: its items are applied.
-//! 3. k <= L: a duplicate, since a node sends everything in flight again when it has lost its link. It is skipped. If it
-//!    is this node's own and still in flight, its publishes are unconfirmed: no entry with this number will be applied.
+//! 3. k <= L: a duplicate, since a node sends everything in flight again when it has lost its link. It is skipped. If
+//!    it is this node's own and still in flight, its publishes are unconfirmed: no entry with this number will be
+//!    applied.
 //! 4. k > L + 1: entries of r are missing. A discontinuity, unless rule 1 or a report has announced it; then its items
 //!    are applied.
 //! 5. r is unknown: it is new, and L = 0, once this node has reached the end of the log. Before that, the first number
 //!    found is the baseline.
 //!
-//! An entry that was resent, of a run of which this node has applied only resent ones, may be the second copy of an entry
-//! whose first copy was trimmed. Other nodes have it at the first copy's place, so cursors before it are incomplete here.
+//! An entry that was resent, of a run of which this node has applied only resent ones, may be the second copy of an
+//! entry whose first copy was trimmed. Other nodes have it at the first copy's place, so cursors before it are
+//! incomplete here.
 
 use std::collections::VecDeque;
 

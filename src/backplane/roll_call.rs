@@ -2,8 +2,9 @@
 //!
 //! Each node numbers its entries without holes. A reader that knows the last number of every run therefore finds each
 //! entry that the log lost as a jump, and each entry that was sent twice as a number that it has applied before. Jumps
-//! need a next entry of the same run. For nodes that are no longer running there are two more rules: after the marker of
-//! an epoch every node appends a report of the numbers that it has applied, and every node that was alive must report.
+//! need a next entry of the same run. For nodes that are no longer running there are two more rules: after the marker
+//! of an epoch every node appends a report of the numbers that it has applied, and every node that was alive must
+//! report.
 //!
 //! All times are *log time*: the sum of the forward steps of Redis' clock, so a clock that is set back neither expires
 //! nor postpones a deadline, and none expires while the link is lost. The node's own heartbeats keep log time running.
@@ -403,8 +404,8 @@ impl RollCall {
         Some(Loss::RollCall { after: shared_id, runs: expected.into_iter().collect() })
     }
 
-    /// Returns true if this node has applied entries that the log has lost, and that other nodes may receive yet: a client
-    /// that attaches with a cursor was on another node, and may miss them.
+    /// Returns true if this node has applied entries that the log has lost, and that other nodes may receive yet: a
+    /// client that attaches with a cursor was on another node, and may miss them.
     pub(super) fn is_ahead(&self) -> bool {
         !self.ahead.is_empty()
     }

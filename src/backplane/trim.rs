@@ -91,7 +91,8 @@ mod tests {
             log.add(id(second * 2 + 1), second * 1000, 10);
             log.add(id(second * 2 + 2), second * 1000 + 500, 10);
         }
-        // The last entry is of 99,500 ms. The segment of 38 s is older than 60 s, that of 39 s contains younger entries.
+        // The last entry is of 99,500 ms. The segment of 38 s is older than 60 s, that of 39 s contains younger
+        // entries.
         assert_eq!(log.oldest_kept(), id(39 * 2 + 1));
         assert_eq!(log.bytes(), 61 * 20);
         // A clock that was set back trims nothing.

@@ -24,7 +24,8 @@ const AGE_SECONDS_MIN: u32 = 60;
 /// Minimum of `--backplane-bytes-max`: every node trims the log that all of them share.
 const BYTES_MAX_MIN: usize = 1 << 20;
 
-/// Bytes that a message's entry can have in addition to its payload: the items before it, the channel, the user, and the key.
+/// Bytes that a message's entry can have in addition to its payload: the items before it, the channel, the user, and
+/// the key.
 const MESSAGE_OVERHEAD_BYTES: usize = 128 << 10;
 
 /// Maximum `--backplane-wait-timeout-ms`: a heartbeat is sent every 2 s, and after 6 s without one a node is timed out.

@@ -129,8 +129,8 @@ pub(super) struct CommonFlags {
     #[arg(long, conflicts_with_all = ["server_args", "pin_server"])]
     pub(super) pid: Option<u32>,
 
-    /// Offer compression (permessage-deflate), publish a table of which a fifth changes with each message, and verify each
-    /// decompressed message.
+    /// Offer compression (permessage-deflate), publish a table of which a fifth changes with each message, and verify
+    /// each decompressed message.
     #[arg(long)]
     pub(super) deflate: bool,
 

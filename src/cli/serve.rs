@@ -45,8 +45,8 @@ use crate::session::http::response::HttpError;
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// Addresses to listen on: repeat it, or separate them by commas. A port alone (9000) listens on 127.0.0.1, which
-    /// other machines cannot reach; port 0 chooses a free port; unix:PATH is a Unix socket, unix:PATH,mode=0660 with these
-    /// permissions.
+    /// other machines cannot reach; port 0 chooses a free port; unix:PATH is a Unix socket, unix:PATH,mode=0660 with
+    /// these permissions.
     #[arg(
         long, env = "OYEZ_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_delimiter = ',',
         value_parser = ListenPart::parse
@@ -242,8 +242,8 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_ON_SLOW", value_name = "POLICY", default_value = "close")]
     on_slow: WhenSlow,
 
-    /// Compression of WebSocket messages (permessage-deflate): `context`: with reference to the previous messages of the
-    /// channel; `fresh`: each alone; `off`.
+    /// Compression of WebSocket messages (permessage-deflate): `context`: with reference to the previous messages of
+    /// the channel; `fresh`: each alone; `off`.
     #[arg(long, env = "OYEZ_DEFLATE", value_name = "MODE", default_value = DEFLATE_DEFAULT)]
     deflate: Deflate,
 

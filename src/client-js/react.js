@@ -49,7 +49,7 @@ export function useChannel(hub, channel, options = {}) {
   }, [hub, channel, since, echo, messages_max]);
 
   const publish = useCallback((value) => hub.publish(channel, value), [hub, channel]);
-  // Between the render with another channel and its effect, what was received belongs to the earlier one.
+  // Between the render with another channel and its effect, the received messages are those of the earlier channel.
   const { messages, error } = received.channel === channel ? received : NOTHING;
   return { state, messages, error, publish };
 }

@@ -67,8 +67,8 @@ impl fmt::Display for ConnectError {
 }
 
 impl Endpoint {
-    /// Parses a [`ServerUrl`], or `unix:` and the path of a Unix socket. The URL that `oyez serve` prints is accepted with
-    /// its path; any other path is not, since the channel is a separate argument.
+    /// Parses a [`ServerUrl`], or `unix:` and the path of a Unix socket. The URL that `oyez serve` prints is accepted
+    /// with its path; any other path is not, since the channel is a separate argument.
     ///
     /// # Errors
     /// The text is not such a URL.

@@ -16,7 +16,7 @@ import { Ticker } from './ticker.js';
 import { SharedTextView } from './shared-text-view.js';
 
 const FIRST_CHANNEL = 'main';
-// Long enough to see what the page does without a connection.
+// Long enough to see how the page behaves without a connection.
 const CUT_MS = 3000;
 const POLL_MS = 1000;
 const LIST_EVERY_POLLS = 3;
@@ -134,7 +134,7 @@ byId('cut').addEventListener('click', () => {
 byId('token-form').addEventListener('submit', (event) => {
   event.preventDefault();
   const typed = byId('token').value.trim();
-  // It travels as a subprotocol's name, for which a browser takes no other characters (RFC 9110 5.6.2).
+  // The token is sent as a subprotocol's name, which may have no other characters (RFC 9110 5.6.2).
   if (!/^[\w!#$%&'*+.^`|~-]*$/.test(typed)) {
     byId('token-hint').textContent = 'A token has letters, digits and . - _ ~ only.';
     return;

@@ -1,9 +1,10 @@
 //! The files of the web console, a page for watching and publishing on channels, and of the JavaScript client module.
 //!
 //! The files are embedded in the binary, so that a server is one file to copy and its page always matches its protocol.
-//! They are served unchanged, compressed by gzip where the client accepts it. There is no bundler, nothing is loaded from other hosts, and the page has no inline
-//! script or style, so that the strictest content security policy applies: an injected payload cannot run. Paths are
-//! flat, since the page names its files relative to itself and so works below any prefix that a proxy adds.
+//! They are served unchanged, compressed by gzip where the client accepts it. There is no bundler, nothing is loaded
+//! from other hosts, and the page has no inline script or style, so that the strictest content security policy applies:
+//! an injected payload cannot run. Paths are flat, since the page names its files relative to itself and so works below
+//! any prefix that a proxy adds.
 //!
 //! The page is an ordinary client. It speaks `oyez.v1` through the public `/oyez.js`, and requests `/v1/channels`,
 //! `/v1/nodes` and `/metrics` with the token that the user enters. It shows only data that any other client with that

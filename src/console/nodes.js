@@ -1,9 +1,9 @@
-// The panel of the nodes that share a log: the link of this one to the log, and the connections of all of them. A server
-// without a backplane shows no panel.
+// The panel of the nodes that share a log: the link of this node to the log, and the connections of all nodes. Without
+// a backplane there is no panel.
 
 import { byId, count, duration, element, plural } from './dom.js';
 
-/** Draws the response of /v1/nodes; null if the server has no backplane, or gives no answer. */
+/** Draws the response of /v1/nodes; null if the server has no backplane, or does not respond. */
 export function drawNodes(answer) {
   const backplane = answer?.backplane;
   byId('nodes').hidden = !backplane;
@@ -11,7 +11,7 @@ export function drawNodes(answer) {
   byId('log-state').dataset.state = backplane.up ? 'open' : 'waiting';
   byId('log-state-word').textContent = backplane.up ? 'connected' : 'not connected';
   const { lag_items, lag_ms, pending } = backplane;
-  // Without a connection the end of the log is not known.
+  // Without a link the end of the log is unknown.
   byId('log-lag').textContent = backplane.up ? `${plural(lag_items, 'item')}, ${time(lag_ms)}` : 'unknown';
   byId('log-lag').classList.toggle('warn', !backplane.up || lag_ms > 1000);
   byId('log-pending').textContent = plural(pending, 'message');

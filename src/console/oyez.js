@@ -16,12 +16,12 @@
 
 const PROTOCOL = 'oyez.v1';
 
-// The first pause is for a connection that was cut by chance, the last for a server that is away for longer.
+// The first pause is for a connection that was lost by chance, the last for a server that is down for longer.
 const RETRY_FIRST_MS = 200;
 const RETRY_MAX_MS = 30_000;
-// A connection that held so long was a good one: the next pause is the first again.
+// After a connection that lasted this long, the next pause is the shortest again.
 const GOOD_AFTER_MS = 30_000;
-// Browsers wait for minutes for a connection that never comes.
+// Browsers wait for minutes for a connection that is never established.
 const HELLO_TIMEOUT_MS = 10_000;
 const PONG_TIMEOUT_MS = 10_000;
 // For servers that ask for no pings: proxies and routers forget a silent connection after a minute or less.
@@ -37,12 +37,12 @@ const RENEW_RETRY_MS = 5_000;
 const HINT_AFTER_FAILURES = 3;
 // A timer that is set for longer fires at once.
 const TIMER_MAX_MS = 2 ** 31 - 1;
-// What a resumed channel could send twice: a little more than a server keeps by default.
+// Number of messages that a resumed channel could send twice: a little more than a server keeps by default.
 const RECENT_IDS_MAX = 128;
 // Earlier client ids of this object; messages that it published under them may still be replayed.
 const CLIENTS_MAX = 64;
 
-// ignoreBOM: to leave it in place.
+// `ignoreBOM` leaves a byte order mark in the text.
 const TEXT = new TextDecoder('utf-8', { ignoreBOM: true });
 
 /** A rejected request or a failed publish; `code` is machine-readable. */
@@ -140,7 +140,7 @@ export class Oyez extends EventTarget {
     return this.#state;
   }
 
-  /** Who this connection is to others; null while it is not open. */
+  /** The id of this connection, which other clients see as `from`; null while it is not open. */
   get client() {
     return this.#client;
   }
@@ -299,7 +299,7 @@ export class Oyez extends EventTarget {
     this.#enter('closed', { code, reason });
   }
 
-  /** The network is back: ends a random pause, and checks whether an open connection is dead. */
+  /** Called when the network is available again: ends a random pause, and checks whether an open connection is dead. */
   #online = () => {
     if (this.#state === 'waiting' && !this.#serverRequestedWait) {
       clearTimeout(this.#retryTimer);
@@ -365,7 +365,7 @@ export class Oyez extends EventTarget {
         channel.cursor = message.resume;
         // The channel's count continues somewhere after the gap.
         channel.n = null;
-        // Another log is another server, which may have given our old names to others.
+        // Another log is another server, which may have assigned this client's earlier ids to other clients.
         if (message.why === 'epoch') this.#clients = new Set([this.#client]);
         return this.#gap(channel, message.after, message.resume, message.missed, message.why);
       case 'authenticated':
@@ -374,18 +374,18 @@ export class Oyez extends EventTarget {
         return this.#settlePublish(message.ref, ({ resolve }) => resolve(message.id));
       case 'error':
         return this.#onError(channel, message);
-      // Anything else is a pong, or from a newer server.
+      // Any other message is a pong, or one of a newer server.
     }
   }
 
   #onHello({ client, run, node, ping_ms, message_bytes_max, key_age_ms, expires_ms }) {
     clearTimeout(this.#lifeTimer);
-    // Another process does not know earlier keys, nor does this one know those of a client from another network.
+    // Another process does not know earlier keys, and no process knows those of a client that has changed its network.
     if (this.#run !== null && run !== this.#run) {
       for (const publish of this.#publishes.values()) if (publish.sent !== null) publish.sent = LONG_AGO;
     }
     this.#run = run;
-    // Each server of several that share a log counts the messages of a channel by itself.
+    // Each of several nodes that share a log counts the messages of a channel by itself.
     if (node !== this.#node) for (const channel of this.#channels.values()) channel.n = null;
     this.#node = node;
     this.#greetings++;
@@ -436,7 +436,7 @@ export class Oyez extends EventTarget {
     notify(channel, 'onsubscribed', { channel: channel.name, id, subscribers });
   }
 
-  /** Subscribes again to a channel whose subscription was ended and wanted again meanwhile: messages in flight were not for the new handlers. */
+  /** Subscribes again to a channel that got new handlers meanwhile: messages in flight are not for them. */
   #onUnsubscribed(channel) {
     if (channel?.stage !== 'unsubscribing') return;
     channel.stage = 'unsubscribed';
@@ -595,7 +595,7 @@ function notify({ handlers }, event, detail) {
   for (const handler of [...handlers]) call(handler[event], detail);
 }
 
-/** A handler that fails is the page's matter: it is reported as any uncaught error, and the others are still called. */
+/** Calls a handler. Its error is reported as an uncaught one, and the other handlers are still called. */
 function call(handler, ...details) {
   try {
     handler?.(...details);

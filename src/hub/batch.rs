@@ -312,8 +312,8 @@ impl FinishedBatch {
         }
     }
 
-    /// Returns the number in the log of the last message that is compressed in the form of `oyez.v1`, and the window that
-    /// ends with it.
+    /// Returns the number in the log of the last message that is compressed in the form of `oyez.v1`, and the window
+    /// that ends with it.
     pub(super) fn last_compressed_envelope(&mut self, deflater: &mut Deflater) -> Option<(u64, WindowEnd)> {
         let plain = &self.forms[Form::Envelope.index()].as_ref()?.frames;
         let (index, window) = self.compression.last(Form::Envelope, plain, deflater)?;

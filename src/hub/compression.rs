@@ -41,8 +41,8 @@ use crate::wire::{Form, Frames};
 /// The formats of WebSockets, which are the first two of [`Form::ALL`].
 const FORMATS: usize = 2;
 
-/// A context that would be smaller consists of the last message only: a copy of few messages is not worth an allocation for
-/// each channel.
+/// A context that would be smaller consists of the last message only: a copy of few messages is not worth an allocation
+/// for each channel.
 const EARLIER_BYTES_MIN: usize = 1 << 10;
 
 /// The texts of the last compressed messages in one format.
@@ -232,8 +232,8 @@ impl BatchCompression {
         }
     }
 
-    /// Returns the context after the batch, which is given in each format that has subscribers. A batch in which no message
-    /// was compressed has moved no window, and changes nothing.
+    /// Returns the context after the batch, which is given in each format that has subscribers. A batch in which no
+    /// message was compressed has moved no window, and changes nothing.
     pub(super) fn into_context<'f>(
         self,
         plain: impl Fn(Form) -> Option<&'f Frames>,

@@ -45,8 +45,8 @@ impl LatestLoss {
 }
 
 impl Hub {
-    /// Begins a discontinuity at the head of the log, where no batch is open. `after` is the last message before it that
-    /// this server has; `missed` the number of messages that it does not have, if that is known.
+    /// Begins a discontinuity at the head of the log, where no batch is open. `after` is the last message before it
+    /// that this server has; `missed` the number of messages that it does not have, if that is known.
     ///
     /// [`Hub::record_discontinuity`] has to be called for each channel before the next message is published.
     pub fn begin_discontinuity(

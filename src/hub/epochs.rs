@@ -105,9 +105,9 @@ impl Epochs {
 
     /// Begins an epoch at index `first`, of which the marker names the last id that survived.
     ///
-    /// The epoch of that id ends with it, and the log has lost those after it. Returns the index of the last message that
-    /// survived. `None` if its epoch is unknown, or if the oldest epoch is forgotten since there are too many: the history
-    /// before the marker has to be freed before the next epoch begins.
+    /// The epoch of that id ends with it, and the log has lost those after it. Returns the index of the last message
+    /// that survived. `None` if its epoch is unknown, or if the oldest epoch is forgotten since there are too many: the
+    /// history before the marker has to be freed before the next epoch begins.
     pub(super) fn begin(&mut self, epoch: u64, first: u64, survived: MessageId) -> Option<u64> {
         // No message of a lost epoch is left.
         self.ended.retain(|ended| ended.last.is_some());

@@ -252,14 +252,15 @@ impl Hub {
         self.cursor_floor = self.seq.saturating_add(1);
     }
 
-    /// Records that a message of the log is not stored: there is no room for its channel, which has no subscribers here.
+    /// Records that a message of the log is not stored: there is no room for its channel, which has no subscribers
+    /// here.
     pub fn skip_message(&mut self) {
         self.seq = self.seq.saturating_add(1);
         self.removed.raise(self.seq);
     }
 
-    /// Begins an epoch, whose marker names the last id that survived in the log. No batch may be open. Returns the index
-    /// of that id; `None` if the history before the marker has to be freed.
+    /// Begins an epoch, whose marker names the last id that survived in the log. No batch may be open. Returns the
+    /// index of that id; `None` if the history before the marker has to be freed.
     pub fn begin_epoch(&mut self, epoch: u64, survived: MessageId) -> Option<u64> {
         debug_assert!(self.open_batches.is_empty());
         self.seq = self.seq.saturating_add(1);

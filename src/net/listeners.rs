@@ -1,9 +1,9 @@
 //! All listening sockets: they take turns, and pause together at the connection limit or without file descriptors.
 //!
 //! A listener is edge-triggered like every socket: an event announces once that clients wait. So each has a flag
-//! (**drain or requeue**): until `accept` returns WouldBlock it is ready, and the loop calls it again. While accepting is
-//! paused, clients wait in the kernel's backlogs, at no cost to the process. Accepting resumes when a connection closes, or
-//! by timer, without an event from a new client.
+//! (**drain or requeue**): until `accept` returns WouldBlock it is ready, and the loop calls it again. While accepting
+//! is paused, clients wait in the kernel's backlogs, at no cost to the process. Accepting resumes when a connection
+//! closes, or by timer, without an event from a new client.
 
 use std::fmt;
 use std::fs::File;

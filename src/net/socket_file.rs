@@ -71,8 +71,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Checks that a path can be listened on. Returns true if it is a socket on which no process listens, false if there is no
-/// file.
+/// Checks that a path can be listened on. Returns true if it is a socket on which no process listens, false if there is
+/// no file.
 ///
 /// # Errors
 /// Another process listens on it, the path is that of another file or too long, or its directory does not exist.

@@ -163,8 +163,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Forgets which messages end the windows of clients, since the numbers of messages begin again. The next message to
-    /// each client is compressed without reference to earlier ones.
+    /// Forgets which messages end the windows of clients, since the numbers of messages begin again. The next message
+    /// to each client is compressed without reference to earlier ones.
     fn forget_windows(&mut self) {
         let ids: Vec<SlotId> = self.slots.iter().map(|(id, _)| id).collect();
         for id in ids {

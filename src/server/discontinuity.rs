@@ -1,9 +1,9 @@
 //! Notifies all subscribers that a shared log has lost messages, or that this node has missed some.
 //!
-//! The walk visits the channels one after the other, a bounded number of subscribers in each turn, and the next entry of
-//! the log is applied after it: so each subscriber receives its notice between the messages before the discontinuity
-//! and those after it. A channel is one step, which is as much work as the fan-out of one message: its notice is encoded
-//! once for each form of its subscribers.
+//! The walk visits the channels one after the other, a bounded number of subscribers in each turn, and the next entry
+//! of the log is applied after it: so each subscriber receives its notice between the messages before the discontinuity
+//! and those after it. A channel is one step, which is as much work as the fan-out of one message: its notice is
+//! encoded once for each form of its subscribers.
 
 use std::rc::Rc;
 

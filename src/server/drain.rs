@@ -80,8 +80,8 @@ impl<T: Transport> Engine<T> {
         self.draining.as_ref().map(|drain| drain.retry_ms)
     }
 
-    /// The delay for a client whose command is rejected since the server drains. `None` if the command was read before the
-    /// drain.
+    /// The delay for a client whose command is rejected since the server drains. `None` if the command was read before
+    /// the drain.
     pub(super) fn drain_retry_ms_of(&self, id: SlotId) -> Option<u32> {
         self.drain_retry_ms().filter(|_| !self.is_decoding_for_drain(id))
     }

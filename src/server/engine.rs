@@ -239,8 +239,8 @@ impl<T: Transport> Engine<T> {
         if !to_reap.is_empty() {
             self.slots.shrink_at(now);
         }
-        // The last outbox that held an encoding may have been freed or flushed, and so may the last subscriber that paused
-        // a publisher.
+        // The last outbox that held an encoding may have been freed or flushed, and so may the last subscriber that
+        // paused a publisher.
         self.wake_waiting();
         self.resume_publishers(now);
         to_reap.len()

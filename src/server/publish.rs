@@ -395,8 +395,8 @@ impl<T: Transport> Engine<T> {
         self.slots.get(id).is_some_and(|slot| slot.state.is_open())
     }
 
-    /// Sends a publisher the reason why its message is not published. The protocol of a raw WebSocket has no errors: the
-    /// connection is closed.
+    /// Sends a publisher the reason why its message is not published. The protocol of a raw WebSocket has no errors:
+    /// the connection is closed.
     pub(super) fn reject_publish(&mut self, pending: &PendingPublish, rejection: Rejection, now: LoopTime) {
         let PendingPublish { slot: id, channel, receipt, .. } = pending;
         let id = *id;

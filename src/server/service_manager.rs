@@ -1,11 +1,12 @@
 //! Notifications to the service manager, in the protocol of systemd (sd_notify(3)): one datagram each.
 //!
-//! - `READY=1` once the history is loaded and the server listens. With a backplane the log may still be unread: a server that
-//!   cannot reach it answers 503, reconnects by itself, and reports that at `/readyz`. A unit that waited for it would
-//!   fail to start whenever Redis starts later.
+//! - `READY=1` once the history is loaded and the server listens. With a backplane the log may still be unread: a
+//!   server that cannot reach it answers 503, reconnects by itself, and reports that at `/readyz`. A unit that waited
+//!   for it would fail to start whenever Redis starts later.
 //! - `RELOADING=1` and `READY=1` around a reload, `STOPPING=1` when the shutdown begins.
 //! - `STATUS=` with the number of connections, subscribers and channels, when it has changed.
-//! - `WATCHDOG=1` by a deadline of the loop, twice in the interval that the manager expects: a loop that hangs sends none.
+//! - `WATCHDOG=1` by a deadline of the loop, twice in the interval that the manager expects: a loop that hangs sends
+//!   none.
 //!
 //! The loop does not wait for the manager: a status or a sign of life that it cannot take is dropped, and the next one
 //! replaces it. No library is used, since those for this protocol send in blocking mode.

@@ -18,7 +18,8 @@ use crate::session::intent::Intent;
 use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
 use crate::time::LoopTime;
 
-/// Time of the log between two declarations of the settings, in ms: the log's entries are kept for at least twice as long.
+/// Time of the log between two declarations of the settings, in ms: the log's entries are kept for at least twice as
+/// long.
 const SETTINGS_MS: u32 = 30_000;
 
 /// The interval if the last declaration was trimmed by `--backplane-bytes-max`.
@@ -218,8 +219,8 @@ impl SharedLog {
         declares
     }
 
-    /// Counts a message that was submitted. Returns true if its publisher now has more than `bytes_max` in flight, and is
-    /// not to be read.
+    /// Counts a message that was submitted. Returns true if its publisher now has more than `bytes_max` in flight, and
+    /// is not to be read.
     pub(super) fn count_submitted(&mut self, slot: SlotId, bytes: usize, bytes_max: usize) -> bool {
         let in_flight = self.in_flight.entry(slot).or_default();
         in_flight.messages += 1;

@@ -63,8 +63,8 @@ impl SlotFlags {
     /// Responses to it are in its outbox.
     pub(super) const RESPONSE_QUEUED: u16 = 1 << 8;
     /// Its close frame is queued: no frame may follow it (RFC 6455 5.5.1). It is queued when the intent to close is
-    /// applied, later than the state of the session changes, so that messages published earlier in the same turn precede
-    /// it.
+    /// applied, later than the state of the session changes, so that messages published earlier in the same turn
+    /// precede it.
     pub(super) const CLOSE_QUEUED: u16 = 1 << 9;
 
     // Facts of the connection.

@@ -1,10 +1,10 @@
 //! The slab of connections, and the lists of those with work to do.
 //!
-//! An event only marks its slot: it goes into one of the two *ready* queues when there may be bytes to read, and into the
-//! *dirty* set when there are bytes to write. The *to reap* list holds closed connections. The *refill* list holds
+//! An event only marks its slot: it goes into one of the two *ready* queues when there may be bytes to read, and into
+//! the *dirty* set when there are bytes to write. The *to reap* list holds closed connections. The *refill* list holds
 //! connections whose outbox is empty and that are to be sent the next slice of a replay or of a response. A slot knows
-//! which lists it is on, so it is on each of them once, however often it is marked. The dirty set ([`BitSet`]) has a bit for
-//! each slot: a broadcast marks all subscribers, and a list of them would take 8 bytes for each.
+//! which lists it is on, so it is on each of them once, however often it is marked. The dirty set ([`BitSet`]) has a
+//! bit for each slot: a broadcast marks all subscribers, and a list of them would take 8 bytes for each.
 
 use std::collections::{HashSet, VecDeque};
 

@@ -1,5 +1,5 @@
-//! Takes the place of the module `store` in a build without the cargo feature `history-file`: histories are kept in memory
-//! only.
+//! Takes the place of the module `store` in a build without the cargo feature `history-file`: histories are kept in
+//! memory only.
 //!
 //! The types have no values, so the compiler removes the branches that handle them.
 

@@ -32,9 +32,9 @@ pub struct Decoding<'a> {
 /// five times as long as 16 KiB of empty frames, and 16 KiB of the most expensive ones about twice that.
 const COMPRESSED_BYTE_COST: usize = 8;
 
-/// Minimum cost of a visit that leaves a message half decompressed, which then holds a decompressor and the text so far.
-/// It is 0.2 ms of the most expensive input; a message of 16 KiB that compresses to an eighth is decompressed in one
-/// visit, however many clients send at the same time.
+/// Minimum cost of a visit that leaves a message half decompressed, which then holds a decompressor and the text so
+/// far. It is 0.2 ms of the most expensive input; a message of 16 KiB that compresses to an eighth is decompressed in
+/// one visit, however many clients send at the same time.
 const SLICE_COST_MIN: usize = 32 << 10;
 
 impl<'a> Decoding<'a> {
@@ -65,8 +65,8 @@ impl<'a> Decoding<'a> {
         }
     }
 
-    /// Decompresses a message until it is complete or its slice of the turn is used up, and appends to `message`. Returns
-    /// true if it is complete.
+    /// Decompresses a message until it is complete or its slice of the turn is used up, and appends to `message`.
+    /// Returns true if it is complete.
     pub(super) fn inflate(
         &mut self,
         inflation: &mut Inflation,

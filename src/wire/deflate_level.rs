@@ -18,8 +18,8 @@ struct LevelCost {
     worst_ns_per_kib: usize,
 }
 
-/// The levels that are worth more than the fastest one, the best first. 7 costs as much as 8; 2 to 5 cost as much as 6 with
-/// small messages.
+/// The levels that are worth more than the fastest one, the best first. 7 costs as much as 8; 2 to 5 cost as much as 6
+/// with small messages.
 const LEVEL_COSTS: [LevelCost; 3] = [
     LevelCost { level: 9, ns_per_message: 4_500, ns_per_kib: 6_000, worst_ns_per_kib: 1_500_000 },
     LevelCost { level: 8, ns_per_message: 4_500, ns_per_kib: 8_000, worst_ns_per_kib: 500_000 },
@@ -33,9 +33,9 @@ const NS_PER_SUBSCRIBER_MAX: usize = 100;
 /// at most as much as two others.
 const WORST_NS_PER_SUBSCRIBER_MAX: usize = 5_000;
 
-/// The level of batches with a message above [`LARGE_BYTES`], if no better one is worth it. A dashboard of 8,545 bytes, of
-/// which a fifth changes, takes 295 bytes and 9 us with this level, 487 bytes and 3 us with that of small ones; messages
-/// of 1 KiB gain less.
+/// The level of batches with a message above [`LARGE_BYTES`], if no better one is worth it. A dashboard of 8,545 bytes,
+/// of which a fifth changes, takes 295 bytes and 9 us with this level, 487 bytes and 3 us with that of small ones;
+/// messages of 1 KiB gain less.
 const LEVEL_OF_LARGE: u8 = 3;
 const LEVEL_OF_SMALL: u8 = 1;
 const LARGE_BYTES: usize = 4 << 10;

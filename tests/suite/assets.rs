@@ -1,5 +1,5 @@
-//! The embedded files: the console and `/oyez.js`, their compression and their entity tags. Raw requests to a real server;
-//! the bodies are compared with the files of the sources.
+//! The embedded files: the console and `/oyez.js`, their compression and their entity tags. Raw requests to a real
+//! server; the bodies are compared with the files of the sources.
 
 use std::fs;
 use std::io::{Read as _, Write as _};

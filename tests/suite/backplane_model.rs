@@ -875,8 +875,9 @@ fn invariants_hold_in_every_round() {
     }
 }
 
-/// Cut connections, late commands, moving subscribers and a Redis that is full for a moment are no loss: the read barrier, the
-/// numbers and the second copies of entries keep every cursor complete, and no entry follows one that was rejected.
+/// Cut connections, late commands, moving subscribers and a Redis that is full for a moment are no loss: the read
+/// barrier, the numbers and the second copies of entries keep every cursor complete, and no entry follows one that was
+/// rejected.
 #[test]
 fn nothing_is_announced_without_a_fault() {
     let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };

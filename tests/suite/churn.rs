@@ -54,8 +54,9 @@ fn subscriptions_stay_consistent_under_churn() {
     assert!(rig.engine.slots.keys_end() <= 22, "keys are used again");
 }
 
-/// The subscribers that leave move others to their positions in the channel, and each must keep its messages. Late events
-/// for a reused slot are too rare here to show a fault: `late_event_does_not_reach_the_next_connection_of_a_slot`.
+/// The subscribers that leave move others to their positions in the channel, and each must keep its messages. Late
+/// events for a reused slot are too rare here to show a fault:
+/// `late_event_does_not_reach_the_next_connection_of_a_slot`.
 #[test]
 fn broadcast_under_churn_loses_nothing() {
     let server = Server::start(&[]);

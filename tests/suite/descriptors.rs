@@ -153,8 +153,8 @@ fn freed_slot_is_reused_at_once() {
         .collect();
     // The same without waiting for capacity: the speed of this machine.
     let spacious = Server::start(&[]);
-    // With a timer of 100 ms alone, half of them wait for less than 50 ms, and 18 of 20 in one of 5,000 rounds. A machine
-    // that is busy may need more than one round.
+    // With a timer of 100 ms alone, half of them wait for less than 50 ms, and 18 of 20 in one of 5,000 rounds. A
+    // machine that is busy may need more than one round.
     wait_until("the end of a connection makes room, not a timer", || {
         let at_once = (0..20).filter(|_| {
             let mut next = Client::new(server.connect());

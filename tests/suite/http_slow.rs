@@ -134,8 +134,8 @@ fn body_timeout_starts_after_earlier_responses_were_read() {
     assert_eq!(rig.responses(id).iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200]);
 }
 
-/// Slow readers that have asked for 200 pages each cost nothing between two messages: the engine is at rest, and a message
-/// takes one turn.
+/// Slow readers that have asked for 200 pages each cost nothing between two messages: the engine is at rest, and a
+/// message takes one turn.
 #[test]
 fn message_among_slow_readers_of_large_responses_takes_one_turn() {
     let mut rig = rig_with_history();

@@ -1,5 +1,5 @@
-//! Compressed messages from clients (permessage-deflate, RFC 7692). Payloads are compressed by a separate compressor and
-//! sent to the decoder, or to an engine in memory, in pieces; the messages must be those that were compressed.
+//! Compressed messages from clients (permessage-deflate, RFC 7692). Payloads are compressed by a separate compressor
+//! and sent to the decoder, or to an engine in memory, in pieces; the messages must be those that were compressed.
 
 use std::io::Write;
 

@@ -1,8 +1,8 @@
 //! Runs the commands of the README and of the manual.
 //!
-//! Method: every block of shell and of Python runs, in the order of the pages and in one folder, so that a file that one
-//! block creates is there for the next. The tests replace ports (another server may use the printed one), host names, and
-//! sizes of load. The systemd unit is parsed, rated, started and reloaded.
+//! Method: every block of shell and of Python runs, in the order of the pages and in one folder, so that a file that
+//! one block creates is there for the next. The tests replace ports (another server may use the printed one), host
+//! names, and sizes of load. The systemd unit is parsed, rated, started and reloaded.
 
 use std::fs;
 use std::net::TcpStream;

@@ -1,7 +1,7 @@
 //! The manual against the program: flags, metrics, close codes, error codes, links, and the form of its tables.
 //!
-//! Method: both sides are read as text. The program's side is its `--help`, its `/metrics`, its table of close reasons and
-//! the literals in its sources; the manual's side is its tables and code spans.
+//! Method: both sides are read as text. The program's side is its `--help`, its `/metrics`, its table of close reasons
+//! and the literals in its sources; the manual's side is its tables and code spans.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

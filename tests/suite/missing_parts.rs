@@ -1,5 +1,5 @@
-//! Parts that a build leaves out by its cargo features: their flags, variables and URLs are errors that name the feature.
-//! The tests run in every build, and compare it with the features that it was compiled with.
+//! Parts that a build leaves out by its cargo features: their flags, variables and URLs are errors that name the
+//! feature. The tests run in every build, and compare it with the features that it was compiled with.
 
 use crate::support::client::Client;
 use crate::support::http::get;

@@ -1,7 +1,8 @@
 //! Messages of several channels, to `oyez.v1` connections that subscribe and unsubscribe meanwhile.
 //!
 //! Many commands of several connections are read in one turn. A model applies them in the same order and says what each
-//! connection receives: every message and every notice, in exactly that order, whatever is merged, sliced or sent early.
+//! connection receives: every message and every notice, in exactly that order, whatever is merged, sliced or sent
+//! early.
 
 use oyez::config::{Limits, OnSlow};
 use oyez::ids::SlotId;

@@ -135,8 +135,8 @@ fn responses_and_messages_keep_their_order() {
     assert!(places("subscribed") < places("2") && places("unsubscribed") < places("3"), "{got:?}");
 }
 
-/// RFC 6455 5.5.2 asks for a pong as soon as is practical, and 5.4 allows control frames between any others: a pong waits
-/// for responses, not for messages.
+/// RFC 6455 5.5.2 asks for a pong as soon as is practical, and 5.4 allows control frames between any others: a pong
+/// waits for responses, not for messages.
 #[test]
 fn pong_follows_responses_to_earlier_commands_and_precedes_messages_of_its_turn() {
     let mut rig = Rig::new(Limits::default());

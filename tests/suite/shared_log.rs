@@ -766,7 +766,8 @@ fn cursor_before_a_message_for_which_a_server_had_no_room_is_a_gap() {
     assert_eq!(gap_at_second(&mut cluster, "b", &cursor).as_deref(), Some("evicted"));
 }
 
-/// A client that has a cursor, attaches, receives the head of the log as its new cursor, and leaves before the loss is known.
+/// A client that has a cursor, attaches, receives the head of the log as its new cursor, and leaves before the loss is
+/// known.
 #[test]
 fn cursor_at_which_a_loss_is_found_later_is_a_gap() {
     let mut cluster = Cluster::of(2);

@@ -1,5 +1,5 @@
-//! Acknowledgements that wait for replicas of the log's server. Method: servers and a log in memory, whose replicas respond
-//! when the test lets them.
+//! Acknowledgements that wait for replicas of the log's server. Method: servers and a log in memory, whose replicas
+//! respond when the test lets them.
 
 use oyez::config::Limits;
 use oyez::ids::SlotId;

@@ -1,5 +1,5 @@
-//! Several listening sockets and Unix sockets. Method: real servers, which listen on TCP first, where the helpers find them;
-//! the clients of Unix sockets are those of TCP, since both are descriptors.
+//! Several listening sockets and Unix sockets. Method: real servers, which listen on TCP first, where the helpers find
+//! them; the clients of Unix sockets are those of TCP, since both are descriptors.
 
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;

@@ -222,8 +222,8 @@ fn publisher_after_restart_is_not_taken_for_an_earlier_client() {
     assert_eq!(subscriber.text(), "from the first connection");
 }
 
-/// Publishes over `oyez.v1` on two channels for up to `millis_max`; returns each acknowledged id with its text and time,
-/// and a time after which the server has made a turn.
+/// Publishes over `oyez.v1` on two channels for up to `millis_max`; returns each acknowledged id with its text and
+/// time, and a time after which the server has made a turn.
 fn publish_for_a_while(
     server: &Server,
     run: usize,
@@ -752,8 +752,8 @@ fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>, u64) {
     (if is_clean { fs::read(folder.file()).unwrap() } else { killed }, texts, epoch)
 }
 
-/// Opens a damaged file. Returns false if it is rejected and unchanged. Otherwise the damage was in unused bytes, and the
-/// hub has exactly the messages that were written.
+/// Opens a damaged file. Returns false if it is rejected and unchanged. Otherwise the damage was in unused bytes, and
+/// the hub has exactly the messages that were written.
 fn check_damaged(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clean: bool, what: &str) -> bool {
     let folder = History::new();
     fs::write(folder.file(), bytes).unwrap();

@@ -1,4 +1,5 @@
-//! Rules that the compiler does not check: layers, one clock, prose, no leftovers. The source files are read as tokens and text.
+//! Rules that the compiler does not check: layers, one clock, prose, no leftovers. The source files are read as tokens
+//! and text.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -67,7 +68,8 @@ fn module_imports_only_from_lower_layers() {
 /// Circles between files, of any length. What counts as an import: a `use` or `pub use` of another file's item, and an
 /// item's path within the code; a re-exported item counts for the file that defines it. A file may use the types
 /// (structs, enums, traits) of the modules around it, since `mod.rs` owns the state that its submodules implement
-/// methods of. Functions and constants of the surrounding modules, and everything of siblings and of other folders, count.
+/// methods of. Functions and constants of the surrounding modules, and everything of siblings and of other folders,
+/// count.
 #[test]
 fn files_import_each_other_in_no_circle() {
     let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -166,7 +168,8 @@ fn type_name_is_defined_once() {
     complain(&complaints);
 }
 
-/// Phrases that avoid the noun they are about, or give programs a mouth and ears. `|` separates alternatives for a word.
+/// Phrases that avoid the noun they are about, or give programs a mouth and ears. `|` separates alternatives for a
+/// word.
 const BANNED: &[&str] = &[
     "who is|was|has|does|comes|came|asks|shows|wants|publishes|may|sits|gets|could|knows|reads|closes|takes|lacks|hears|leaves|speaks|serves",
     "for|of|to who",

@@ -7,7 +7,7 @@ from ._errors import OyezError
 from ._events import Event, Gap, Message
 from ._subscription import Inbox
 
-# What a resumed channel could send twice: a little more than a server keeps by default.
+# Number of messages that a resumed channel could send twice: a little more than a server keeps by default.
 RECENT_IDS_MAX = 128
 
 

@@ -39,10 +39,10 @@ from ._subscription import Inbox, Subscription
 log = logging.getLogger("oyez_client")
 
 PROTOCOL = "oyez.v1"
-# The first pause is for a connection that was cut by chance, the last for a server that is away for longer.
+# The first pause is for a connection that was lost by chance, the last for a server that is down for longer.
 RETRY_FIRST_SECONDS = 0.2
 RETRY_SECONDS_MAX = 30.0
-# A connection that held so long was a good one: the next pause is the first again.
+# After a connection that lasted this long, the next pause is the shortest again.
 GOOD_AFTER_SECONDS = 30.0
 HELLO_TIMEOUT_SECONDS = 10.0
 # For servers that ask for no pings: proxies and routers forget a silent connection after a minute or less.
@@ -74,7 +74,7 @@ class StateChange:
 
 
 class Connection(Protocol):
-    """As much of a `websockets` connection as is used here."""
+    """The part of a `websockets` connection that is used here."""
 
     async def recv(self) -> str | bytes: ...
     async def send(self, message: str) -> None: ...
@@ -129,13 +129,13 @@ class Oyez:
         self._clients = NewestSet(CLIENTS_MAX)
         self._failures = 0
         self._has_connected = False
-        # Of the last hello.
+        # Fields of the last hello.
         self._client: str | None = None
         self._run: str | None = None
         self._node: str | None = None
         self._key_age_seconds = 0.0
         self._message_bytes_max = float("inf")
-        # Of the current connection.
+        # State of the current connection.
         self._lost: asyncio.Future[tuple[int, str]] | None = None
         self._outgoing: asyncio.Queue[str] = asyncio.Queue()
         self._has_received = False
@@ -328,7 +328,7 @@ class Oyez:
             self._receive(message)
 
     def _release(self) -> None:
-        """Forgets what belongs to the connection."""
+        """Resets the state of the connection."""
         if self._life is not None:
             self._life.cancel()
         if self._renewal is not None:
@@ -442,16 +442,17 @@ class Oyez:
                 if any(inbox.is_full for inbox in channel.inboxes):
                     channel.is_paused = True
                     self._unsubscribe(channel)
-            # Anything else is a pong, or from a newer server.
+            # Any other message is a pong, or one of a newer server.
 
     def _on_hello(self, hello: dict[str, Any]) -> None:
         if self._life is not None:
             self._life.cancel()
-        # Another process does not know earlier keys, nor does this one know those of a client from another network.
+        # Another process does not know earlier keys, and no process knows those of a client that has changed its
+        # network.
         if self._run is not None and self._run != hello.get("run"):
             self._publishes.keys_are_forgotten()
         self._run = hello.get("run")
-        # Each server of several that share a log counts the messages of a channel by itself.
+        # Each of several nodes that share a log counts the messages of a channel by itself.
         if self._node != hello.get("node"):
             for channel in self._channels.values():
                 channel.n = None
@@ -464,7 +465,7 @@ class Oyez:
         self._message_bytes_max = hello.get("message_bytes_max") or float("inf")
         self._renew_later(hello.get("expires_ms"))
         self._listen((hello.get("ping_ms") or 0) / 1000 or PING_SECONDS)
-        # Not earlier: a callback of a state may publish and subscribe.
+        # The state is reported last, since its callback may publish and subscribe.
         self._state = "open"
         for channel in self._channels.values():
             self._request_subscription(channel)
@@ -476,7 +477,7 @@ class Oyez:
         channel.cursor = gap["resume"]
         # The channel's count continues somewhere after the gap.
         channel.n = None
-        # Another log is another server, which may have given our old names to others.
+        # Another log is another server, which may have assigned this client's earlier ids to other clients.
         if gap["why"] == "epoch" and self._client is not None:
             self._clients = NewestSet(CLIENTS_MAX)
             self._clients.add(self._client)
@@ -516,7 +517,7 @@ class Oyez:
             self._send({"type": "unsubscribe", "ch": channel.name})
 
     def _on_unsubscribed(self, channel: Channel) -> None:
-        """Messages in flight until here were not for readers that came meanwhile."""
+        """Ends the subscription. Messages in flight until then are not for readers that were added meanwhile."""
         if channel.stage is not Stage.UNSUBSCRIBING:
             return
         channel.stage = Stage.UNSUBSCRIBED
@@ -555,6 +556,6 @@ def _close_of(group: BaseExceptionGroup[ConnectionClosed]) -> tuple[int, str]:
 
 
 async def _close(connection: Connection) -> None:
-    # A peer that has vanished answers no close.
+    # A peer that has vanished does not respond to a close frame.
     with contextlib.suppress(Exception):
         await connection.close()

@@ -30,7 +30,7 @@ def check_name(name: str) -> None:
 
 def payload(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
-        # An unpaired surrogate has no UTF-8.
+        # An unpaired surrogate has no encoding in UTF-8.
         return {"text": value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")}
     if isinstance(value, bytes | bytearray | memoryview):
         return {"base64": base64.b64encode(value).decode()}

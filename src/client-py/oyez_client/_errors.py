@@ -3,7 +3,7 @@
 from typing import Literal
 
 ErrorCode = Literal[
-    # Of the server.
+    # Codes of the server.
     "bad_json",
     "too_deep",
     "unknown_type",
@@ -26,7 +26,7 @@ ErrorCode = Literal[
     "backplane_down",
     "backplane_full",
     "unconfirmed",
-    # Of the client.
+    # Codes of the client.
     "queue_full",
     "too_big",
     "bad_data",

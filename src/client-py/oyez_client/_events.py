@@ -1,4 +1,4 @@
-"""What a subscription receives."""
+"""The events that a subscription receives."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -78,7 +78,7 @@ class Publishes:
             self._publishes[ref].first_sent = None
 
     def keys_are_forgotten(self) -> None:
-        """The server does not know the keys of what was sent."""
+        """The server does not know the keys of the publishes that were sent."""
         for publish in self._publishes.values():
             if publish.first_sent is not None:
                 publish.first_sent = LONG_AGO

@@ -123,8 +123,8 @@ impl TlsTransport {
         filled
     }
 
-    /// Encrypts and sends bytes. A short write means that the socket is full. Before the handshake is complete it also means that the session's
-    /// buffer is full; then the end of the handshake allows the next write.
+    /// Encrypts and sends bytes. A short write means that the socket is full. Before the handshake is complete it also
+    /// means that the session's buffer is full; then the end of the handshake allows the next write.
     ///
     /// # Errors
     /// The connection failed, or `WouldBlock`.

@@ -14,8 +14,8 @@ use crate::config::DeflateMode;
 pub enum Compression {
     /// No compressed messages.
     None,
-    /// The client may compress its messages. Its window is smaller than the compressor's, so it receives plain messages,
-    /// which RFC 7692 6.1 allows.
+    /// The client may compress its messages. Its window is smaller than the compressor's, so it receives plain
+    /// messages, which RFC 7692 6.1 allows.
     Inbound,
     /// In both directions, without reference to earlier messages.
     Alone,

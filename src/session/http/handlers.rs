@@ -167,8 +167,8 @@ pub(super) fn respond_healthy(exchange: &mut Exchange<'_, '_>) -> Outcome {
 /// An embedded file. Its policy allows the page to load files of its own origin and to connect to it only. The files
 /// are public, and pages of any origin may import the client module.
 ///
-/// A cache asks before each use (`no-cache`), so that the page always matches the server; while nothing has changed, the
-/// response is 304.
+/// A cache asks before each use (`no-cache`), so that the page always matches the server; while nothing has changed,
+/// the response is 304.
 pub(super) fn send_asset(asset: &Asset, request: &Request<'_>, exchange: &mut Exchange<'_, '_>) -> Outcome {
     let gzip = request.accepts_gzip();
     // RFC 9110 8.8.3.3: representations that differ in their coding have different tags.

@@ -207,8 +207,8 @@ impl<'a> Request<'a> {
         self.fields.list("accept-encoding").any(is_accepted)
     }
 
-    /// Returns true if the client has the representation with this strong entity tag (RFC 9110 13.1.2). The comparison is
-    /// weak: a proxy that compresses makes tags weak.
+    /// Returns true if the client has the representation with this strong entity tag (RFC 9110 13.1.2). The comparison
+    /// is weak: a proxy that compresses makes tags weak.
     pub fn has_current(&self, tag: &str) -> bool {
         let is_current =
             |value: &[u8]| value == b"*" || value.strip_prefix(b"W/").unwrap_or(value) == tag.as_bytes();

@@ -1,5 +1,5 @@
-//! The link: no panic, and no event without end, whatever Redis sends and whenever; and every publish gets at most one answer,
-//! an acknowledgement or a failure, while the link counts exactly those that have none.
+//! The link: no panic, and no event without end, whatever Redis sends and whenever; and every publish gets at most one
+//! answer, an acknowledgement or a failure, while the link counts exactly those that have none.
 
 use std::collections::HashSet;
 

@@ -1,5 +1,5 @@
-//! The RESP codec: no panic; the same tokens and the same error wherever the bytes are cut; memory that follows the bytes
-//! that have arrived; what another decoder returns; and commands that both decode as they were encoded.
+//! The RESP codec: no panic; the same tokens and the same error wherever the bytes are cut; memory that follows the
+//! bytes that have arrived; what another decoder returns; and commands that both decode as they were encoded.
 
 use oyez::backplane::resp::{Decoder, RespError, Token, command};
 use redis_protocol::resp2::decode::decode;

@@ -1,5 +1,5 @@
-//! An in-memory server with one log: the semantics of the two scripts, of `XREAD`, and of the commands that a link sends
-//! before. It speaks RESP by another implementation than the one under test.
+//! An in-memory server with one log: the semantics of the two scripts, of `XREAD`, and of the commands that a link
+//! sends before. It speaks RESP by another implementation than the one under test.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
