@@ -11,7 +11,7 @@
 //!
 //! The link performs no I/O. Its driver looks the address up, connects, and moves bytes:
 //!
-//! - [`Link::take_action`] returns what to do with the sockets.
+//! - [`Link::take_action`] returns the next action on the sockets.
 //! - [`Link::room`] and [`Link::filled`] take the bytes that were received, [`Link::next`] turns them into events.
 //! - [`Link::unsent`] and [`Link::sent`] are the bytes to send.
 //! - [`Link::expire`] is called when [`Link::next_deadline`] is due.
@@ -38,10 +38,10 @@ const HEARTBEAT_MS: u32 = 2000;
 /// Maximum time in ms for the replies of one phase of connecting.
 const REPLY_TIMEOUT_MS: u32 = 3000;
 
-/// The first pause before a new attempt, in ms; it doubles with each attempt ...
+/// The first pause before a new attempt, in ms; it doubles with each attempt up to [`PAUSE_MS_MAX`].
 const PAUSE_MS_MIN: u32 = 50;
 
-/// ... up to this one. The roll call waits for five of them.
+/// The longest pause, in ms. The roll call waits for five of them.
 const PAUSE_MS_MAX: u32 = 2000;
 
 /// How long a server with older data is avoided, in ms: a primary that was replaced is reconfigured within that time.
@@ -268,7 +268,7 @@ impl<P> Link<P> {
         self.log.own.push_notice(&heartbeat, Content::Notice, now)
     }
 
-    /// Appends the last entry of this node: the others do not wait for its reports.
+    /// Appends the last entry of this node, so that other nodes do not wait for its reports.
     pub fn shut_down(&mut self, now: LoopTime) {
         self.log.own.push_notice(&Item::Shutdown, Content::Notice, now);
     }
@@ -279,7 +279,7 @@ impl<P> Link<P> {
         self.log.own.push_notice(&settings, Content::Notice, now);
     }
 
-    /// Appends a notice of this node to the others.
+    /// Appends a notice of this node to the other nodes.
     pub fn submit_notice(&mut self, notice: &Item<'_>, now: LoopTime) {
         self.log.own.push_notice(notice, Content::Notice, now);
     }
@@ -629,7 +629,7 @@ impl<P> Link<P> {
         }
     }
 
-    /// An eviction of the log is a new epoch for everyone; the operator should know before.
+    /// Warns if Redis may evict the log: that would be a new epoch for all nodes, so the operator should know before.
     fn check_memory_policy(&mut self, info: &[u8]) {
         let info = String::from_utf8_lossy(info);
         let field = |name| info.lines().find_map(|line| line.strip_prefix(name));
@@ -642,8 +642,9 @@ impl<P> Link<P> {
         }
     }
 
-    /// A server whose epoch is older than the position is probably a primary that was replaced and does not know it. To
-    /// begin an epoch there would divide the nodes. After some time it is the only data that is left.
+    /// Returns the loss of the link if the server's data are older than the position of this node: the server is
+    /// probably a primary that was replaced and does not know it, and beginning an epoch there would divide the nodes.
+    /// After some time its data are taken to be the only ones left.
     fn check_primary(&mut self, epoch: &[u8], now: LoopTime) -> Result<(), (LinkLoss, bool)> {
         let Some(epoch) = number(epoch).filter(|_| !epoch.is_empty()) else { return Ok(()) };
         if epoch >= self.log.position.epoch {
@@ -673,7 +674,7 @@ impl<P> Link<P> {
         self.state = LinkState::Opening { until: now.after(REPLY_TIMEOUT_MS) };
     }
 
-    /// The log is open: everything in flight is sent again, and the log is read from the position.
+    /// Begins to read the log from the position, and sends everything in flight again.
     fn run(&mut self, opened: OpenReply, now: LoopTime) {
         let OpenReply { epoch, seq, reason, birth, block, time_ms } = opened;
         let (end, position) = (MessageId { epoch, seq }, self.log.position);

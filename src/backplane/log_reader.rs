@@ -28,7 +28,7 @@ use crate::ids::MessageId;
 use crate::metrics::levels::ReadCounters;
 use crate::time::LoopTime;
 
-/// Before the first entry of any log.
+/// The position before the first entry of any log.
 pub(super) const START: MessageId = MessageId { epoch: 0, seq: 0 };
 
 /// An event, without the bytes of the entry.
@@ -113,7 +113,7 @@ impl<P> LogReader<P> {
         }
     }
 
-    /// The end of the log was reached for the first time: unknown runs are new from now on.
+    /// Records that the end of the log was reached for the first time: unknown runs are new from now on.
     pub(super) fn catch_up(&mut self) {
         self.has_caught_up = true;
         self.roll_call.catch_up();
@@ -166,7 +166,7 @@ impl<P> LogReader<P> {
         Ok(())
     }
 
-    /// Entries before this one were trimmed unread.
+    /// Records that entries before this one were trimmed unread.
     fn lose_range(&mut self, before: MessageId, time_ms: u64) {
         let has_new_epoch = before.epoch != self.position.epoch;
         self.roll_call.lose_range(has_new_epoch.then_some(before.epoch));
@@ -192,7 +192,7 @@ impl<P> LogReader<P> {
         }
     }
 
-    /// An own entry was skipped: it will not be applied under its number.
+    /// Records that an own entry was skipped: it will not be applied under its number.
     fn skip_own(&mut self, number: u64, now: LoopTime) {
         let Some(PendingEntry { pending, content, .. }) = self.own.take(number) else { return };
         self.fail(pending, PublishFailure::Unconfirmed);

@@ -61,19 +61,19 @@ pub struct LiveNode {
     pub seen_ms: u64,
 }
 
-/// What this node knows about one process.
+/// The state of one run, as far as this node has read it.
 #[derive(Clone, Copy, Debug)]
 struct RunState {
     heartbeat: NodeHeartbeat,
-    /// The number of its last entry that was applied.
+    /// The number of the run's last entry that was applied.
     last_number: u64,
     /// The id of that entry.
     last_id: MessageId,
     /// Log time of that entry.
     seen_ms: u64,
-    /// True from its first entry until it times out or shuts down.
+    /// True from the run's first entry until it times out or shuts down.
     is_live: bool,
-    /// True if its next jump was already announced.
+    /// True if the run's next jump was already announced.
     is_announced: bool,
     /// True if an entry that was sent once was applied since the start or the last trimmed range. Until then a copy may
     /// be the second one of an entry whose first copy was trimmed.
@@ -89,7 +89,7 @@ struct Call {
     expected: BTreeSet<u32>,
 }
 
-/// Entries that another node has applied, and this one has not.
+/// Entries that another node has applied, and this node has not.
 #[derive(Clone, Copy, Debug)]
 struct Missing {
     epoch: u64,
@@ -98,7 +98,7 @@ struct Missing {
 }
 
 /// Entries that this node has applied and the log has lost. Their nodes send them again, and this node skips them then:
-/// a client that comes from another node before that misses them.
+/// a client that moves here from another node before that misses them.
 #[derive(Clone, Debug)]
 struct Ahead {
     /// Runs, and the number of the last entry of each that this node has applied.
@@ -110,7 +110,7 @@ struct Ahead {
 /// The number of an entry, compared with the last one of its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Numbering {
-    /// The next one, or the first of its run that this node reads.
+    /// The next entry of its run, or the first one that this node reads.
     Next,
     /// The entry was applied before.
     Duplicate,
@@ -159,7 +159,7 @@ pub(super) struct RollCall {
     missing: BTreeMap<u32, Missing>,
     /// Epochs of markers, and runs whose reports for them were read.
     reported: VecDeque<(u64, BTreeSet<u32>)>,
-    /// By the epoch of the marker.
+    /// Entries ahead of the log, by the epoch of the marker.
     ahead: BTreeMap<u64, Ahead>,
     changes: Vec<Membership>,
 }
@@ -204,7 +204,7 @@ impl RollCall {
         }
     }
 
-    /// The node has reached the end of the log.
+    /// Records that the node has reached the end of the log.
     pub(super) fn catch_up(&mut self) {
         self.has_caught_up = true;
     }
@@ -225,8 +225,8 @@ impl RollCall {
         }
     }
 
-    /// An entry is applied. Returns true if an earlier copy of it may have been trimmed unread: then cursors from other
-    /// nodes before this entry are incomplete.
+    /// Records that an entry is applied. Returns true if an earlier copy of it may have been trimmed unread: then
+    /// cursors from other nodes before this entry are incomplete.
     pub(super) fn apply(&mut self, run: u32, number: u64, id: MessageId, is_resent: bool) -> bool {
         self.applied_ms = self.now_ms;
         self.settle(run, number);
@@ -254,7 +254,7 @@ impl RollCall {
         !state.is_aligned
     }
 
-    /// A run has reached this number again, or has passed it.
+    /// Records that a run has reached this number again, or has passed it.
     fn settle(&mut self, run: u32, number: u64) {
         for ahead in self.ahead.values_mut() {
             if ahead.awaited.get(&run).is_some_and(|awaited| *awaited <= number) {
@@ -263,12 +263,12 @@ impl RollCall {
         }
     }
 
-    /// An entry is skipped as a duplicate.
+    /// Records that an entry is skipped as a duplicate.
     pub(super) fn skip(&mut self, run: u32, number: u64) {
         self.settle(run, number);
     }
 
-    /// Missing entries of a run have greater ids: that of its last entry that was applied. Without one, they follow the
+    /// The id after which entries of a run are missing: the id of its last applied entry. Without one, they follow the
     /// latest marker's `shared_id`, since this node has everything before that.
     pub(super) fn loss_after(&self, run: u32) -> Option<MessageId> {
         self.runs
@@ -278,8 +278,8 @@ impl RollCall {
             .or(self.shared_id)
     }
 
-    /// A range of the log was trimmed unread. `epoch`: the marker of this epoch is part of it, so this node does not
-    /// know where the data of the previous epochs ended.
+    /// Records that a range of the log was trimmed unread. `epoch`: the marker of this epoch is part of it, so this
+    /// node does not know where the data of the previous epochs ended.
     pub(super) fn lose_range(&mut self, epoch: Option<u64>) {
         self.runs.values_mut().for_each(|state| state.is_aligned = false);
         if let Some(epoch) = epoch {
@@ -289,7 +289,7 @@ impl RollCall {
         }
     }
 
-    /// The node has sent its last entry.
+    /// Records that a node has sent its last entry.
     pub(super) fn shut_down(&mut self, run: u32) {
         if let Some(state) = self.runs.get_mut(&run)
             && state.is_live
@@ -340,7 +340,7 @@ impl RollCall {
         }
     }
 
-    /// A report was read.
+    /// Records a report that was read.
     pub(super) fn report(
         &mut self,
         run: u32,
@@ -410,7 +410,8 @@ impl RollCall {
         !self.ahead.is_empty()
     }
 
-    /// Returns true if such a time has ended: cursors of other nodes before the position are incomplete here.
+    /// Returns true if a time in which this node was ahead of the log has ended: cursors of other nodes before the
+    /// position are incomplete here.
     pub(super) fn end_ahead(&mut self) -> bool {
         let (before, now) = (self.ahead.len(), self.now_ms);
         self.ahead.retain(|_, ahead| match ahead.deadline_ms {
@@ -425,7 +426,7 @@ impl RollCall {
         self.live_runs().count()
     }
 
-    /// A heartbeat was applied.
+    /// Records a heartbeat.
     pub(super) fn heartbeat(&mut self, run: u32, heartbeat: NodeHeartbeat) {
         if let Some(state) = self.runs.get_mut(&run) {
             state.heartbeat = heartbeat;
@@ -455,7 +456,8 @@ impl RollCall {
         self.runs.iter().filter(|(_, state)| state.is_live).map(|(run, _)| *run)
     }
 
-    /// The next change of the nodes that are alive. Changes before the end of the log was reached are history.
+    /// The next change of the nodes that are alive. Changes from before the end of the log was reached are not
+    /// reported.
     pub(super) fn next_change(&mut self) -> Option<Membership> {
         if !self.has_caught_up {
             self.changes.clear();
@@ -560,7 +562,7 @@ mod tests {
         assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![1] }));
     }
 
-    /// Until the other runs have sent again what this node has applied before, or no longer can.
+    /// The node is ahead until the other runs have sent the entries again that it has applied, or no longer can.
     #[test]
     fn node_is_ahead_until_lost_entries_are_sent_again() {
         let ahead = || {

@@ -1,4 +1,4 @@
-//! The schedule of a drain: which connection closes when, and over which time the reconnects are spread.
+//! The schedule of a drain: the time at which each connection closes, and the time over which reconnects are spread.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -8,13 +8,12 @@ use crate::time::LoopTime;
 
 const SECOND_MS: u32 = 1_000;
 
-/// A kind of lines that peers can cause as often as they like.
+/// A kind of lines that peers can cause without limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LogLine {
     /// A connection was closed.
     Close(Reason),
-    /// No descriptor or no memory is left for a connection. It is logged again after each connection that was accepted
-    /// in between.
+    /// No descriptor or no memory is left for a connection. The line is logged again after each accepted connection.
     AcceptPaused,
     /// A connection was accepted and cannot be served.
     NotServed,
@@ -89,12 +88,12 @@ impl LogLimit {
         admits
     }
 
-    /// When its second is over, if one has begun.
+    /// When the current second is over, if one has begun.
     fn ends_at(&self) -> Option<LoopTime> {
         self.second.map(|second| second.after(SECOND_MS))
     }
 
-    /// Resets the limit when its second is over. Returns the number of suppressed lines, if any.
+    /// Resets the limit when the second is over. Returns the number of suppressed lines, if any.
     fn end_second(&mut self, now: LoopTime) -> Option<u32> {
         if !self.ends_at()?.is_due(now) {
             return None;

@@ -23,7 +23,7 @@ use crate::net::outbox::high_water;
 use crate::net::transport::Transport;
 use crate::time::LoopTime;
 
-/// Channels under pressure, and their paused publishers. Empty nearly always.
+/// Channels under pressure, and their paused publishers. Nearly always empty.
 #[derive(Debug)]
 pub(super) struct Pressure {
     /// Channels under pressure, and those that were until recently.
@@ -47,7 +47,7 @@ const QUIET_SHARE: usize = 64;
 pub(super) struct ThrottledChannel {
     /// Number of subscribers that throttle it.
     pub(super) subscribers: u32,
-    /// When the first one began, or, if none is left, when the last one stopped.
+    /// When the first subscriber began to throttle, or, if none is left, when the last one stopped.
     pub(super) since: LoopTime,
     /// The remaining time for which its publishers may be paused.
     credit_ms: u32,

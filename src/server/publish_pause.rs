@@ -16,8 +16,8 @@ use crate::wire::Form;
 const CHECK_MS: u32 = 50;
 
 impl<T: Transport> Engine<T> {
-    /// After the writes of a turn: lets subscribers throttle that are still over their high-water mark, and resumes
-    /// publishers whose subscribers have caught up.
+    /// Called after the writes of a turn: subscribers that are still over their high-water mark begin to throttle, and
+    /// publishers whose subscribers have caught up are resumed.
     pub(super) fn check_pressure(&mut self, now: LoopTime) {
         while let Some((id, cause)) = self.pressure.high.pop() {
             self.throttle_channels_of(id, cause, now);
@@ -29,7 +29,7 @@ impl<T: Transport> Engine<T> {
         let Engine { slots, pressure, draining, shared: Shared { limits, .. }, .. } = self;
         let until = now.after(limits.publish_pause_ms);
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return };
-        // Once in a backlog, whatever the result.
+        // A subscriber throttles once in a backlog, whatever the result.
         let is_over = slot.outbox.begin_throttling(limits.outbox_bytes_max, until);
         if !is_over || limits.publish_pause_ms == 0 || draining.is_some() || slot.is_replaying() {
             return;
