@@ -16,7 +16,7 @@ pub enum BadEntry {
     ChannelName,
     /// A text is not UTF-8.
     Utf8,
-    /// A field has no such value.
+    /// A field has an invalid value.
     Field,
 }
 

@@ -1,7 +1,7 @@
 //! Log lines on standard error as text, JSON or logfmt.
 //!
-//! A line is one event, whatever clients send: control characters, line separators and characters that change the
-//! direction of the text are escaped in all formats.
+//! A line is always one event, whatever clients send: control characters, line separators and characters that change
+//! the direction of the text are escaped in all formats.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -16,7 +16,7 @@ use crate::access::token;
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum LogFormat {
-    /// For people.
+    /// Text for terminals.
     #[default]
     Text,
     /// One JSON object in each line.
@@ -65,7 +65,7 @@ fn line(format: LogFormat, time: &str, record: &Record<'_>) -> String {
             line.string("message", &message);
         }
     }
-    // The fields are ours: reading them does not fail.
+    // The server's own fields can always be read.
     let _ = record.key_values().visit(&mut line);
     if format == LogFormat::Json {
         line.text.push('}');

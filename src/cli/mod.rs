@@ -128,14 +128,14 @@ fn run(
     }
 }
 
-/// A command line that is parsed.
+/// A parsed command line.
 struct Parsed {
     cli: Result<Cli, clap::Error>,
-    /// Where the addresses come from that the server listens on.
+    /// The source of the value of `--listen`.
     listen: Option<ValueSource>,
 }
 
-/// Parses a command line. A part that is missing in this build is an error of its own.
+/// Parses a command line. The use of a part that is missing in this build is a separate error.
 fn parse(command: &mut clap::Command, arguments: &[OsString]) -> Result<Parsed, Failure> {
     let matches = command.try_get_matches_from_mut(arguments);
     if let Ok(matches) = &matches {
@@ -152,7 +152,7 @@ fn parse(command: &mut clap::Command, arguments: &[OsString]) -> Result<Parsed, 
 /// Parses a command line, and checks the limits of a server, without running a command or reading a file.
 ///
 /// # Errors
-/// What [`main`] would print.
+/// The error that [`main`] would print.
 pub fn check(arguments: &[OsString]) -> Result<(), String> {
     let mut command = environment::prepare(help::arrange(Cli::command()));
     match parse(&mut command, arguments).map_err(|failure| failure.to_string())?.cli {

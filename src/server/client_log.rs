@@ -1,7 +1,7 @@
-//! The log of connections: their close lines, with what clients sent in their requests.
+//! The log of connections: requests, and close lines with fields of the last request.
 //!
-//! A close line with the path, the origin and the user agent needs what a request contained that may be weeks old, and
-//! an idle connection owns no heap memory. So a record of each connection is kept only where the operator asks for it:
+//! A close line with path, origin and user agent needs fields of a request that may be weeks old, and an idle
+//! connection owns no heap memory. So a record of each connection is kept only if the operator enables it:
 //! `RUST_LOG=info,oyez::connection=debug`. It takes some 200 bytes for each connection, and 900 at most.
 //!
 //! Neither the query of a request nor any other field is logged: they may contain tokens.
@@ -25,14 +25,14 @@ pub(super) struct ClientLog {
     records: Option<HashMap<SlotId, ClientRecord>>,
 }
 
-/// What the close line of one connection contains.
+/// The data of a connection for its close line.
 #[derive(Debug, Default)]
 struct ClientRecord {
-    /// Unix time of its accept, in seconds.
+    /// Unix time at which the connection was accepted, in seconds.
     opened_at: u64,
     received_bytes: u64,
     sent_bytes: u64,
-    /// Its last request.
+    /// The last request of the connection.
     request: Option<Box<RequestLog>>,
 }
 
@@ -42,7 +42,7 @@ impl ClientLog {
         ClientLog { records: log_enabled!(target: CONNECTION, Level::Debug).then(HashMap::new) }
     }
 
-    /// Returns true if it keeps records.
+    /// Returns true if records are kept.
     pub(super) fn is_enabled(&self) -> bool {
         self.records.is_some()
     }

@@ -63,7 +63,7 @@ pub struct SessionContext<'a> {
     pub ping_offset: u32,
     /// The log that messages are published in.
     pub log_mode: LogMode,
-    /// Requests are logged.
+    /// True if requests are logged.
     pub logs_requests: bool,
     /// The process is close to its memory budget, and rejects large messages and bodies that are not complete.
     pub is_memory_short: bool,

@@ -97,7 +97,7 @@ pub enum Intent {
     },
 }
 
-/// What the log has of a request: neither its query nor any field that may contain a credential.
+/// The logged fields of a request: neither its query nor any field that may contain a credential.
 #[derive(Debug)]
 pub struct RequestLog {
     /// The method.

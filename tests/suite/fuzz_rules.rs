@@ -1,5 +1,5 @@
-//! The rules of the fuzz targets in tests/fuzz, with inputs that proptest generates and with the corpus of the targets: what
-//! clients, proxies, operators and files may give the server. What Redis may send is in `backplane_input`.
+//! The rules of the fuzz targets in tests/fuzz, with inputs that proptest generates and with the corpus of the targets:
+//! input from clients, proxies, operators and files. Input from Redis is in `backplane_input`.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn word(words: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
     select(words).prop_map(|word| word.as_bytes().to_vec())
 }
 
-/// The first bytes, and what they select.
+/// The first bytes of an input, which select its kind.
 fn selected(selectors: Vec<u8>, rest: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     (select(selectors), rest).prop_map(|(selector, rest)| [vec![selector], rest].concat())
 }
@@ -323,7 +323,7 @@ fn corpus_of_each_fuzz_target_keeps_the_rules() {
     }
 }
 
-/// The oracle itself, with the examples of RFC 6455 5.7.
+/// Tests the reference decoder itself, with the examples of RFC 6455 5.7.
 #[test]
 fn reference_decoder_decodes_the_examples_of_the_rfc() {
     let hello = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];

@@ -1,4 +1,5 @@
-//! Log lines of connections: their fields, levels and formats; and that no client can forge a line or has a secret in one.
+//! Log lines of connections: their fields, levels and formats; and that no client can forge a line or has a secret in
+//! one.
 
 use serde_json::Value;
 

@@ -1,5 +1,5 @@
-//! Negotiation of permessage-deflate: of any text, an answer only to what was offered; and of offers that are generated,
-//! the answer that RFC 7692 requires.
+//! Negotiation of permessage-deflate: of any text, an answer only to what was offered; and of offers that are
+//! generated, the answer that RFC 7692 requires.
 
 use oyez::config::DeflateMode;
 use oyez::session::http::extensions::{Accepted, Compression};

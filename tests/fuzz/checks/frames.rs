@@ -1,5 +1,5 @@
-//! Frames of a client: the messages that a decoder written from RFC 6455 finds, and no other, wherever the bytes are cut;
-//! and an end of the conversation if and only if that decoder finds one.
+//! Frames of a client: the messages that a decoder written from RFC 6455 finds, and no other, wherever the bytes are
+//! cut; and an end of the conversation if and only if that decoder finds one.
 
 use oyez::config::Limits;
 use oyez::session::decoder::DecodeOutcome;

@@ -1,5 +1,5 @@
-//! Request heads: the same end wherever the bytes are cut; fields as a split into lines finds them; and a framing of the
-//! body that the head has once, since a proxy in front may take another occurrence.
+//! Request heads: the same end wherever the bytes are cut; fields as a split into lines finds them; and a framing of
+//! the body that the head has once, since a proxy in front may take another occurrence.
 
 use oyez::config::Limits;
 use oyez::session::http::request::{BodyLength, FieldRoom, HeadEnd, find_head_end, of_known_version, parse};

@@ -1,5 +1,5 @@
-//! The history file: whatever bytes it has, the server does not start, with a reason, or it has a prefix of the messages
-//! of each channel as they were written.
+//! The history file: whatever bytes it has, the server does not start, with a reason, or it has a prefix of the
+//! messages of each channel as they were written.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Decompression of a client's messages: bounded steps and messages; the same result whatever was decompressed before; a
-//! limit that rejects exactly the messages above it; and messages that are decompressed as they were compressed.
+//! Decompression of a client's messages: bounded steps and messages; the same result whatever was decompressed before;
+//! a limit that rejects exactly the messages above it; and messages that are decompressed as they were compressed.
 
 use oyez::wire::inflate::{InflateError, Inflater};
 

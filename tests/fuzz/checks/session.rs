@@ -1,6 +1,6 @@
 //! Sessions over a hostile transport: whatever a client sends, however its bytes are split and however few bytes it
-//! accepts at a time, it and a subscriber of its channel receive the same; and the engine keeps its invariants, which it
-//! checks after each turn.
+//! accepts at a time, it and a subscriber of its channel receive the same; and the engine keeps its invariants, which
+//! it checks after each turn.
 
 use std::fmt;
 
@@ -48,8 +48,8 @@ enum Protocol {
     Http,
 }
 
-/// A byte for the protocol, two for the transport, the rest is what the client sends after the handshake. For `oyez.v1`,
-/// each line is a command, unless it begins with a zero byte: then it is a number of raw bytes.
+/// A byte for the protocol, two for the transport, the rest is what the client sends after the handshake. For
+/// `oyez.v1`, each line is a command, unless it begins with a zero byte: then it is a number of raw bytes.
 pub fn check(data: &[u8]) {
     let mut input = Input(data);
     let protocol = [Protocol::Raw, Protocol::V1, Protocol::Http][usize::from(input.u8()) % 3];
