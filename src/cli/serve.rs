@@ -405,26 +405,9 @@ impl Serve {
             }
             why => Failure::Usage(why),
         })?;
-        if let (Some(_), None) | (None, Some(_)) = (&self.tls_cert, &self.tls_key) {
-            let why = "--tls-cert and --tls-key must be given together: a certificate and its private key";
-            return Err(Failure::Usage(why.into()));
-        }
         config.backplane = self.backplane.config(&config.limits)?;
-        if config.backplane.is_some() && config.history_file.is_some() {
-            let why = "--history-file cannot be used with --backplane: the log of the backplane outlives the process, and \
-                       a history file would give the messages of this node ids of its own";
-            return Err(Failure::Usage(why.into()));
-        }
-        if self.reuse_port && config.backplane.is_none() {
-            let why = "--reuse-port needs --backplane: without a shared log, a message would reach the clients of one of the \
-                       processes only";
-            return Err(Failure::Usage(why.into()));
-        }
+        self.check_combinations(&config)?;
         let proxies = Proxies { networks: self.trusted_proxies.clone(), send_header: self.proxy_protocol };
-        if proxies.send_header && proxies.networks.is_empty() {
-            let why = "--proxy-protocol needs the networks of the proxies: --trusted-proxy";
-            return Err(Failure::Usage(why.into()));
-        }
         let further =
             sockets.iter().filter(|socket| !config.listen.iter().any(|address| socket.serves(address)));
         let addresses: Vec<ListenAddress> =
@@ -503,6 +486,24 @@ impl Serve {
             assets: served(self.no_console),
             tls: self.tls_config(),
         }
+    }
+
+    /// Rejects flags that contradict each other.
+    fn check_combinations(&self, config: &Config) -> Result<(), Failure> {
+        let why = if self.tls_cert.is_some() != self.tls_key.is_some() {
+            "--tls-cert and --tls-key must be given together: a certificate and its private key"
+        } else if config.backplane.is_some() && config.history_file.is_some() {
+            "--history-file cannot be used with --backplane: the log of the backplane outlives the process, and \
+             a history file would give the messages of this node ids of its own"
+        } else if self.reuse_port && config.backplane.is_none() {
+            "--reuse-port needs --backplane: without a shared log, a message would reach the clients of one of the \
+             processes only"
+        } else if self.proxy_protocol && self.trusted_proxies.is_empty() {
+            "--proxy-protocol needs the networks of the proxies: --trusted-proxy"
+        } else {
+            return Ok(());
+        };
+        Err(Failure::Usage(why.into()))
     }
 
     fn limits(&self) -> Limits {
