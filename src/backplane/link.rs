@@ -401,7 +401,7 @@ impl<P> Link<P> {
             SentCommand::StateEpoch,
         ]);
         if self.config.wait_replicas > 0 {
-            // A user who lacks +wait is rejected here, and not at the first publish.
+            // A user without +wait is rejected here, and not at the first publish.
             Commands::wait(unsent, 0, 1);
             commands.push_back(SentCommand::CountReplicas);
         }
