@@ -270,15 +270,15 @@ impl Tickets {
 
     /// Ends all event streams of a node that has ended.
     pub fn end_streams_of(&mut self, run: u32, now: LoopTime) {
-        let theirs = self.streams.iter().filter(|(_, stream)| stream.run == run && stream.until.is_none());
-        let theirs: Vec<EndedStream> = theirs
+        let open = self.streams.iter().filter(|(_, stream)| stream.run == run && stream.until.is_none());
+        let ended: Vec<EndedStream> = open
             .map(|(hash, Stream { channel, grant, .. })| EndedStream {
                 hash: *hash,
                 channel: channel.clone(),
                 grant: grant.clone(),
             })
             .collect();
-        theirs.into_iter().for_each(|ended| self.end_stream(ended, now));
+        ended.into_iter().for_each(|stream| self.end_stream(stream, now));
     }
 
     /// Drops all unused tickets: the log may have lost the redemption of one of them.
@@ -326,8 +326,8 @@ impl Tickets {
     /// Revokes all tickets of a subject, so that a disconnected client cannot reconnect with one that it requested
     /// before.
     pub fn revoke(&mut self, sub: &str) {
-        let theirs = |ticket: &Ticket| ticket.grant.sub.as_deref() == Some(sub);
-        let revoked = self.tickets.iter().filter(|(_, ticket)| theirs(ticket));
+        let is_of_sub = |ticket: &Ticket| ticket.grant.sub.as_deref() == Some(sub);
+        let revoked = self.tickets.iter().filter(|(_, ticket)| is_of_sub(ticket));
         let revoked: Vec<TicketHash> = revoked.map(|(hash, _)| *hash).collect();
         for hash in revoked {
             self.remove(&hash);

@@ -144,30 +144,30 @@ impl SubscriberCounts {
 
     /// Applies numbers of another node.
     pub(super) fn apply(&mut self, run: u32, range: Option<(&str, &str)>, counts: ChannelCounts<'_>) {
-        let theirs = self.others.entry(run).or_default();
-        self.stored -= theirs.len();
+        let numbers = self.others.entry(run).or_default();
+        self.stored -= numbers.len();
         if let Some((after, upto)) = range {
-            let mut following = theirs.split_off(after);
+            let mut following = numbers.split_off(after);
             if let Some(count) = following.remove(after) {
-                theirs.insert(after.into(), count);
+                numbers.insert(after.into(), count);
             }
             if !upto.is_empty() {
                 let mut last = following.split_off(upto);
                 last.remove(upto);
-                theirs.append(&mut last);
+                numbers.append(&mut last);
             }
         }
         for (channel, count) in counts.iter() {
             if count == 0 {
-                theirs.remove(channel);
-            } else if let Some(known) = theirs.get_mut(channel) {
+                numbers.remove(channel);
+            } else if let Some(known) = numbers.get_mut(channel) {
                 *known = count;
-            } else if self.stored + theirs.len() < self.stored_max {
-                theirs.insert(channel.into(), count);
+            } else if self.stored + numbers.len() < self.stored_max {
+                numbers.insert(channel.into(), count);
             }
         }
-        self.stored += theirs.len();
-        if theirs.is_empty() {
+        self.stored += numbers.len();
+        if numbers.is_empty() {
             self.others.remove(&run);
         }
     }
