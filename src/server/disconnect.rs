@@ -85,7 +85,7 @@ impl<T: Transport> Engine<T> {
                 request.closed += closed as u64;
                 request.deadline = Some(now.after(RESULTS_TIMEOUT_MS));
             }
-            self.answer_disconnects(now);
+            self.respond_to_disconnects(now);
         } else if log.age_ms(time_ms, now) <= RESULTS_TIMEOUT_MS {
             let connections = u32::try_from(closed).unwrap_or(u32::MAX);
             log.notices.push(LogNotice::DisconnectResult { run, reference, connections });
@@ -105,7 +105,7 @@ impl<T: Transport> Engine<T> {
             request.closed += u64::from(connections);
             request.awaited.remove(&from);
         }
-        self.answer_disconnects(now);
+        self.respond_to_disconnects(now);
     }
 
     /// Rejects a request that the log does not return.
@@ -116,7 +116,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Responds to the requests whose results are complete, or whose deadline has expired.
-    pub(super) fn answer_disconnects(&mut self, now: LoopTime) {
+    pub(super) fn respond_to_disconnects(&mut self, now: LoopTime) {
         while let Some(log) = &mut self.shared_log
             && let Some(request) = log.take_disconnect(|request| request.is_complete(now))
         {

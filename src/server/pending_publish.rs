@@ -4,7 +4,7 @@ use crate::access::authenticator::Rights;
 use crate::ids::{ChannelName, SlotId};
 use crate::session::intent::Receipt;
 
-/// The publisher of a message that is not acknowledged yet, and how it is to be answered.
+/// The publisher of a message that is not acknowledged yet, and the form of the acknowledgement.
 ///
 /// The id has a generation, so the acknowledgement of a message whose connection has closed meanwhile reaches no other.
 #[derive(Debug)]

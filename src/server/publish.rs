@@ -185,7 +185,7 @@ impl<T: Transport> Engine<T> {
         });
         let log_time = self.log_time(now);
         if let Some(duplicate) = key.and_then(|key| self.hub.find_duplicate(key, kind, payload, log_time)) {
-            return self.answer_duplicate(duplicate, &pending, now);
+            return self.respond_to_duplicate(duplicate, &pending, now);
         }
         let channel = match (target, &name) {
             (_, Some(name)) => name.as_str(),
@@ -223,7 +223,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Responds to a message whose key is known, without sending it to the log.
-    fn answer_duplicate(&mut self, duplicate: Duplicate, pending: &PendingPublish, now: LoopTime) {
+    fn respond_to_duplicate(&mut self, duplicate: Duplicate, pending: &PendingPublish, now: LoopTime) {
         match duplicate {
             Duplicate::Same(published) => {
                 self.shared.metrics.messages_repeated += 1;

@@ -16,7 +16,7 @@ use super::engine::Engine;
 use super::pending_item::PendingItem;
 use super::pending_publish::PendingPublish;
 use super::publish::{Applied, OrderedMessage};
-use super::shared_log::{Answered, Barrier, HeldClose, SharedLog, WaitingIntents};
+use super::shared_log::{Barrier, FinishedPublish, HeldClose, SharedLog, WaitingIntents};
 use super::subscriber_counts::CountsPart;
 use crate::backplane::entry::{ChannelCounts, Item, LogKey, LogMessage};
 use crate::backplane::event::{
@@ -183,7 +183,7 @@ impl<T: Transport> Engine<T> {
         cost
     }
 
-    /// Publishes a message of any node in its channel, and answers its publisher if that is a client of this node.
+    /// Publishes a message of any node in its channel, and responds to its publisher if that is a client of this node.
     fn apply_message(
         &mut self,
         (number, id): (u64, MessageId),
@@ -198,7 +198,7 @@ impl<T: Transport> Engine<T> {
         };
         let outcome = self.publish_item(id, message, pending.as_ref(), log_time, now);
         if let Some(pending) = pending {
-            self.answer_applied(number, id, pending, outcome, now);
+            self.finish_applied_publish(number, id, pending, outcome, now);
         }
     }
 
@@ -310,15 +310,15 @@ impl<T: Transport> Engine<T> {
 
     fn fail_publish(&mut self, pending: &PendingPublish, rejection: Rejection, now: LoopTime) {
         self.shared.metrics.backplane_unconfirmed += u64::from(rejection == Rejection::Unconfirmed);
-        self.answer(pending, Err(rejection), now);
+        self.finish_publish(pending, Err(rejection), now);
     }
 
-    /// Counts a message whose publisher is answered, and resumes reading the publisher if it was too fast for the log.
-    /// Returns the close that has waited for the answer.
-    pub(super) fn count_answered(&mut self, pending: &PendingPublish) -> Option<HeldClose> {
+    /// Counts a message that is acknowledged or rejected, and resumes reading its publisher if that was too fast for
+    /// the log. Returns the close that has waited for it.
+    pub(super) fn count_finished(&mut self, pending: &PendingPublish) -> Option<HeldClose> {
         let in_flight_max = high_water(self.shared.limits.outbox_bytes_max);
         let log = self.shared_log.as_mut().filter(|_| pending.is_web_socket())?;
-        let Answered { close, resumes } = log.count_answered(pending.slot, in_flight_max);
+        let FinishedPublish { close, resumes } = log.count_finished(pending.slot, in_flight_max);
         if resumes {
             self.slots.resume_publishing(pending.slot);
         }
@@ -349,7 +349,7 @@ impl<T: Transport> Engine<T> {
                 request.awaited.remove(&run);
             });
         }
-        self.answer_disconnects(now);
+        self.respond_to_disconnects(now);
     }
 
     /// Warns if this node's idempotency settings differ from those of the log. All nodes must remember the same keys,
@@ -535,7 +535,7 @@ impl<T: Transport> Engine<T> {
         if self.shared_log.is_some() {
             self.release_waiting(now);
             self.expire_unreplicated_publishes(now);
-            self.answer_disconnects(now);
+            self.respond_to_disconnects(now);
             self.send_gathered();
         }
     }

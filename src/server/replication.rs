@@ -14,8 +14,8 @@ use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 
 impl<T: Transport> Engine<T> {
-    /// Answers the publisher of a message that was applied: now, or when replicas have its entry.
-    pub(super) fn answer_applied(
+    /// Responds to the publisher of a message that was applied: now, or when replicas have its entry.
+    pub(super) fn finish_applied_publish(
         &mut self,
         number: u64,
         id: MessageId,
@@ -28,18 +28,18 @@ impl<T: Transport> Engine<T> {
                 let deadline = now.after(log.publish_timeout_ms);
                 log.unreplicated.push_back(UnreplicatedPublish { number, id, deadline, pending, outcome });
             }
-            _ => self.answer(&pending, outcome, now),
+            _ => self.finish_publish(&pending, outcome, now),
         }
     }
 
-    /// Answers a publisher, and closes its connection if that has waited for the answer.
-    pub(super) fn answer(
+    /// Sends a publisher its acknowledgement or rejection, and the close frame that has waited for it.
+    pub(super) fn finish_publish(
         &mut self,
         pending: &PendingPublish,
         outcome: Result<Published, Rejection>,
         now: LoopTime,
     ) {
-        let close = self.count_answered(pending);
+        let close = self.count_finished(pending);
         match outcome {
             Ok(published) => self.acknowledge(pending, published, now),
             Err(rejection) => self.reject_publish(pending, rejection, now),
@@ -49,8 +49,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Answers the publishers of this node's entries up to number `upto`. `is_replicated` is false if too few replicas
-    /// have them.
+    /// Responds to the publishers of this node's entries up to number `upto`. `is_replicated` is false if too few
+    /// replicas have them.
     pub(super) fn release_unreplicated_publishes(&mut self, upto: u64, is_replicated: bool, now: LoopTime) {
         while let Some(unreplicated) = self.take_unreplicated(|unreplicated| unreplicated.number <= upto) {
             self.finish_unreplicated(unreplicated, is_replicated, now);
@@ -89,6 +89,6 @@ impl<T: Transport> Engine<T> {
             self.shared.metrics.backplane_unconfirmed += 1;
             outcome = Err(Rejection::Unconfirmed);
         }
-        self.answer(&pending, outcome, now);
+        self.finish_publish(&pending, outcome, now);
     }
 }

@@ -49,7 +49,7 @@ pub struct SharedLog {
     pub(super) publish_timeout_ms: u32,
     /// True with `--backplane-wait-replicas`.
     pub(super) waits_for_replicas: bool,
-    /// Answers that wait for replicas, in the order of the log.
+    /// Acknowledgements that wait for replicas, in the order of the log.
     pub(super) unreplicated: VecDeque<UnreplicatedPublish>,
     /// The settings that the log has: idempotency keys, and their age in ms.
     pub(super) settings: Option<(u32, u32)>,
@@ -110,7 +110,7 @@ pub(super) struct HeldClose {
 
 /// What to do after a message of a WebSocket is acknowledged or has failed.
 #[derive(Debug, Default)]
-pub(super) struct Answered {
+pub(super) struct FinishedPublish {
     /// The close that has waited for it.
     pub(super) close: Option<HeldClose>,
     /// The connection is read again.
@@ -229,14 +229,14 @@ impl SharedLog {
     }
 
     /// Counts a message that was acknowledged or has failed.
-    pub(super) fn count_answered(&mut self, slot: SlotId, bytes_max: usize) -> Answered {
-        let Some(in_flight) = self.in_flight.get_mut(&slot) else { return Answered::default() };
+    pub(super) fn count_finished(&mut self, slot: SlotId, bytes_max: usize) -> FinishedPublish {
+        let Some(in_flight) = self.in_flight.get_mut(&slot) else { return FinishedPublish::default() };
         in_flight.bytes -= in_flight.bytes / in_flight.messages as usize;
         in_flight.messages -= 1;
         let resumes = in_flight.bytes <= bytes_max / 2 && std::mem::take(&mut in_flight.is_paused);
         let is_last = in_flight.messages == 0;
         let close = if is_last { self.in_flight.remove(&slot).and_then(|last| last.close) } else { None };
-        Answered { close, resumes }
+        FinishedPublish { close, resumes }
     }
 
     /// Keeps a close until the messages of its connection are acknowledged. Returns it if all of them are.
