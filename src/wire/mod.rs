@@ -8,7 +8,6 @@
 pub mod chunk;
 pub mod command;
 pub mod deflate;
-#[cfg(feature = "deflate")]
 mod deflate_level;
 mod envelope;
 mod event_stream;
