@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use log::{info, warn};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::Server;
 use super::engine::Engine;
@@ -110,12 +111,24 @@ impl<E: Acceptor> Server<E> {
         let is_saved = self.save(timeout);
         let end = match end {
             // The next program begins a new epoch if the history is incomplete, which is logged.
-            ServerExit::Drained if self.upgrade.is_draining() => ServerExit::Replaced,
+            ServerExit::Drained if self.upgrade.is_draining() && !self.has_signal_to_end(now) => {
+                ServerExit::Replaced
+            }
             end if is_saved => end,
             _ => ServerExit::HistoryIncomplete,
         };
         info!("ended {}", self.engine.shared.metrics);
         Some(end)
+    }
+
+    /// Returns true if a signal to end arrived after the signals of this turn were handled, while the history file was
+    /// completed for example. The next program would not receive it.
+    fn has_signal_to_end(&mut self, now: LoopTime) -> bool {
+        let has_signal = self.signals.pending().any(|signal| matches!(signal, SIGTERM | SIGINT));
+        if has_signal {
+            self.shut_down(now);
+        }
+        has_signal
     }
 
     /// Completes the history file after all connections are closed. Returns false if it cannot be completed.
