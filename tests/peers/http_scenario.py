@@ -29,7 +29,7 @@ FAMILIES = """
     process_cpu_seconds process_resident_memory_bytes process_virtual_memory_bytes process_open_fds
     process_max_fds process_start_time_seconds
 """.split()
-LABELS = {"context", "reason", "code", "errno", "source", "result", "version", "limit", "step", "le"}
+LABELS = {"context", "phase", "reason", "code", "errno", "source", "result", "version", "limit", "step", "le"}
 WRK_S = 1
 WRK_POST = """
 wrk.method = "POST"
