@@ -1,5 +1,5 @@
-//! Negotiation of permessage-deflate: of any text, an answer only to what was offered; and of offers that are
-//! generated, the answer that RFC 7692 requires.
+//! Negotiation of permessage-deflate. For arbitrary text, the answer has only parameters that were offered. For generated
+//! offers, the answer is the one that RFC 7692 requires.
 
 use oyez::config::DeflateMode;
 use oyez::session::http::extensions::{Accepted, Compression};
@@ -8,7 +8,7 @@ use super::Input;
 
 const MODES: [DeflateMode; 3] = [DeflateMode::Off, DeflateMode::Fresh, DeflateMode::Context];
 
-/// The first byte selects what the rest is.
+/// The first byte selects the mode, and whether the rest is a text or choices for generated offers.
 pub fn check(data: &[u8]) {
     let mut input = Input(data);
     let selected = input.u8();
