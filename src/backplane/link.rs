@@ -273,12 +273,6 @@ impl<P> Link<P> {
         self.log.own.push_notice(&Item::Shutdown, Content::Notice, now);
     }
 
-    /// Appends the settings that all nodes must share.
-    pub fn submit_settings(&mut self, idempotency_keys: u32, idempotency_age_ms: u32, now: LoopTime) {
-        let settings = Item::Settings { idempotency_keys, idempotency_age_ms };
-        self.log.own.push_notice(&settings, Content::Notice, now);
-    }
-
     /// Appends a notice of this node to the other nodes.
     pub fn submit_notice(&mut self, notice: &Item<'_>, now: LoopTime) {
         self.log.own.push_notice(notice, Content::Notice, now);

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::ops::Bound;
 
-use super::subscriber_counts::SubscriberCounts;
+use super::shared_log::subscriber_counts::SubscriberCounts;
 use crate::access::grant::Patterns;
 use crate::hub::channel::Channel;
 use crate::hub::replay::Work;

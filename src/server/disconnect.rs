@@ -7,10 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use super::disconnect_request::DisconnectRequest;
 use super::engine::Engine;
-use super::pending_item::PendingItem;
-use super::shared_log::LogNotice;
+use super::shared_log::disconnect_requests::DisconnectRequest;
+use super::shared_log::log_notice::LogNotice;
+use super::shared_log::pending_item::PendingItem;
 use crate::backplane::entry::Item;
 use crate::close::Reason;
 use crate::ids::SlotId;
@@ -39,7 +39,7 @@ impl<T: Transport> Engine<T> {
             self.send_response(id, options.json(200, &body).into(), now);
             return;
         };
-        let reference = log.take_reference();
+        let reference = log.disconnects.take_reference();
         let item = Item::Disconnect { reference, sub };
         let live = log.link().into_iter().flat_map(|link| link.live_runs());
         let awaited: BTreeSet<u32> = live.filter(|run| *run != self.run).collect();
@@ -48,7 +48,7 @@ impl<T: Transport> Engine<T> {
             return;
         }
         if let Some(log) = &mut self.shared_log {
-            log.disconnects.push(DisconnectRequest {
+            log.disconnects.add(DisconnectRequest {
                 reference,
                 slot: id,
                 options: options.clone(),
@@ -81,14 +81,14 @@ impl<T: Transport> Engine<T> {
         let closed = self.close_connections_of(sub, now);
         let Some(log) = &mut self.shared_log else { return };
         if run == self.run {
-            if let Some(request) = log.disconnect(reference) {
+            if let Some(request) = log.disconnects.get_mut(reference) {
                 request.closed += closed as u64;
                 request.deadline = Some(now.after(RESULTS_TIMEOUT_MS));
             }
             self.respond_to_disconnects(now);
         } else if log.age_ms(time_ms, now) <= RESULTS_TIMEOUT_MS {
             let connections = u32::try_from(closed).unwrap_or(u32::MAX);
-            log.notices.push(LogNotice::DisconnectResult { run, reference, connections });
+            log.add_notice(LogNotice::DisconnectResult { run, reference, connections });
         }
     }
 
@@ -100,7 +100,7 @@ impl<T: Transport> Engine<T> {
         connections: u32,
         now: LoopTime,
     ) {
-        let request = self.shared_log.as_mut().and_then(|log| log.disconnect(reference));
+        let request = self.shared_log.as_mut().and_then(|log| log.disconnects.get_mut(reference));
         if let Some(request) = request.filter(|request| request.deadline.is_some()) {
             request.closed += u64::from(connections);
             request.awaited.remove(&from);
@@ -111,14 +111,14 @@ impl<T: Transport> Engine<T> {
     /// Rejects a request that the log does not return.
     pub(super) fn fail_disconnect(&mut self, reference: u32, rejection: Rejection, now: LoopTime) {
         let Some(log) = &mut self.shared_log else { return };
-        let Some(request) = log.take_disconnect(|request| request.reference == reference) else { return };
+        let Some(request) = log.disconnects.remove(reference) else { return };
         self.reject_request(request.slot, &request.options, rejection, now);
     }
 
     /// Responds to the requests whose results are complete, or whose deadline has expired.
     pub(super) fn respond_to_disconnects(&mut self, now: LoopTime) {
         while let Some(log) = &mut self.shared_log
-            && let Some(request) = log.take_disconnect(|request| request.is_complete(now))
+            && let Some(request) = log.disconnects.take_complete(now)
         {
             let DisconnectRequest { slot, options, closed, nodes, awaited, .. } = request;
             let silent = awaited.len();

@@ -27,12 +27,9 @@
 //! - [`slot`] is one connection, [`slots`] the slab and its lists, `fair_queue` a queue in which addresses take turns.
 //! - `deliver` applies intents: `subscribe` subscriptions and replays, `publish` messages, `query` and
 //!   `channel_listing` queries, `refill` the slices of long responses.
-//! - `receive` applies the entries of a log that several nodes share, and `log_phases` is its part of the loop.
-//!   [`shared_log`] has the publishers and subscriptions that wait for entries, `backplane` the sockets.
-//! - `nodes` lists the nodes that share a log, `subscriber_counts` counts the subscribers on all of them, `tickets`
-//!   issues and redeems tickets, and `disconnect` closes the connections of a user on all of them.
-//! - `replication` has the acknowledgements that wait for replicas, `pending_item` the requests that wait for the log.
-//! - `discontinuity` notifies all subscribers when messages of a shared log are missing.
+//! - [`shared_log`] is a log that several nodes share, with the phase *receive*; `backplane` has the sockets.
+//! - `nodes` lists the nodes that share a log, `tickets` issues and redeems tickets, and `disconnect` closes the
+//!   connections of a user on all nodes.
 //! - `unicast` and `gathered` gather the responses to one connection; `pressure` and `publish_pause` are back pressure
 //!   on publishers.
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
@@ -53,8 +50,6 @@ pub mod clock_snapshot;
 mod cost;
 mod deliver;
 mod disconnect;
-mod disconnect_request;
-mod discontinuity;
 mod drain;
 mod drain_schedule;
 pub mod engine;
@@ -62,11 +57,9 @@ mod expire;
 mod fair_queue;
 mod gathered;
 mod log_limit;
-mod log_phases;
 mod log_target;
 pub mod memory;
 mod nodes;
-mod pending_item;
 mod pending_publish;
 mod phase_timer;
 mod pressure;
@@ -75,10 +68,8 @@ mod publish;
 mod publish_pause;
 mod query;
 mod read;
-pub mod receive;
 mod refill;
 pub mod relief;
-mod replication;
 mod service_manager;
 pub mod shared;
 pub mod shared_log;
@@ -89,11 +80,9 @@ mod start_error;
 #[cfg_attr(not(feature = "history-file"), path = "store_missing.rs")]
 pub mod store;
 mod subscribe;
-mod subscriber_counts;
 mod sweeper;
 mod tickets;
 mod unicast;
-mod unreplicated_publish;
 mod upgrade;
 
 use std::hash::{BuildHasher, RandomState};
@@ -298,7 +287,7 @@ impl<E: Acceptor> Server<E> {
         engine.shared.metrics.connections_max = connections_max;
         engine.shared.metrics.certificate_expires_at = acceptor.certificate_expires_at();
         let backplane = match &config.backplane {
-            Some(config) => Some(log_phases::join_log(&mut engine, &poll, config, clock.now())?),
+            Some(config) => Some(shared_log::phases::join_log(&mut engine, &poll, config, clock.now())?),
             None => None,
         };
         listeners.register(poll.registry(), LISTENERS)?;

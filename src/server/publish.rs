@@ -12,21 +12,17 @@ use log::{Level, debug, log_enabled};
 
 use super::engine::Engine;
 use super::log_target;
-use super::pending_item::PendingItem;
 use super::pending_publish::PendingPublish;
 use super::slot::Slot;
 use crate::access::authenticator::Rights;
 use crate::access::identity::ClientIdentity;
 use crate::access::limit::Limit;
 use crate::access::rate_limiter::{RateKey, RateLimited, RateLimits};
-use crate::backplane::entry::{Item, LogKey, LogMessage};
-use crate::backplane::link::SubmitError;
 use crate::hub::channel::Channel;
 use crate::hub::creators::Creator;
 use crate::hub::idempotency::IdempotencyKey;
 use crate::hub::{Duplicate, Published, Subscription};
-use crate::ids::{ChannelId, ChannelName, Sender, SlotId, User};
-use crate::net::outbox::high_water;
+use crate::ids::{ChannelId, ChannelName, Sender};
 use crate::net::transport::Transport;
 use crate::session::intent::Receipt;
 use crate::session::rejection::Rejection;
@@ -83,27 +79,11 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Submits a message to the shared log. It is published when it is read back from there.
-    // Cold: kept out of the code for a server that is its own log.
-    #[cold]
-    pub(super) fn publish_in_log(
-        &mut self,
-        kind: Kind,
-        payload: &[u8],
-        pending: PendingPublish,
-        now: LoopTime,
-    ) {
-        match self.submit(&pending, payload.len(), now) {
-            Ok(target) => self.submit_to_log(target, kind, payload, pending, now),
-            Err(rejection) => self.reject_publish(&pending, rejection, now),
-        }
-    }
-
     /// Checks rate, rights, draining and room. Returns the channel that the message is to be published on.
     // The shared log is a second caller, so the compiler no longer inlines this and the three functions that are marked
     // too: that costs 100 of 2,500 instructions of a message to two subscribers.
     #[inline(always)]
-    fn submit(
+    pub(super) fn submit(
         &mut self,
         pending: &PendingPublish,
         payload_bytes: usize,
@@ -164,75 +144,6 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Adds a message to this turn's entry of the shared log.
-    fn submit_to_log(
-        &mut self,
-        target: PublishTarget,
-        kind: Kind,
-        payload: &[u8],
-        mut pending: PendingPublish,
-        now: LoopTime,
-    ) {
-        let Some(slot) = self.slots.get(pending.slot) else { return };
-        let address = pending.receipt.client().unwrap_or(slot.peer.ip());
-        let sender = self.sender(&pending);
-        let (rights, name, key) =
-            (pending.rights.clone(), pending.channel.clone(), pending.receipt.take_key());
-        let key = name.as_ref().zip(key.as_deref()).map(|(name, key)| IdempotencyKey {
-            channel: name.as_str(),
-            owner: identity(&rights, address),
-            key,
-        });
-        let log_time = self.log_time(now);
-        if let Some(duplicate) = key.and_then(|key| self.hub.find_duplicate(key, kind, payload, log_time)) {
-            return self.respond_to_duplicate(duplicate, &pending, now);
-        }
-        let channel = match (target, &name) {
-            (_, Some(name)) => name.as_str(),
-            (PublishTarget::Existing(channel), None) => self.hub.channel(channel).map_or("", Channel::name),
-            (PublishTarget::New(_), None) => "",
-        };
-        let unknown_until = self.hub.head();
-        let message = LogMessage {
-            channel,
-            kind,
-            payload,
-            client: sender.client,
-            user: sender.user.as_ref().map(User::as_json),
-            key: key.map(|IdempotencyKey { owner, key, .. }| LogKey { owner, key, unknown_until }),
-        };
-        // A quarter of an outbox, at which subscribers begin to throttle: the rest has room for the messages in flight.
-        let in_flight_max = high_water(self.shared.limits.outbox_bytes_max);
-        let Some(log) = &mut self.shared_log else { return };
-        let (slot, is_web_socket) = (pending.slot, pending.is_web_socket());
-        let submitted = match &mut log.link {
-            Some(link) => link.submit(&Item::Message(message), Some(PendingItem::Publish(pending)), now),
-            None => Err((SubmitError::Backlog, Some(PendingItem::Publish(pending)))),
-        };
-        match submitted {
-            Ok(()) if is_web_socket => {
-                if log.count_submitted(slot, payload.len(), in_flight_max) {
-                    self.slots.pause_publishing(slot);
-                }
-            }
-            Err((error, Some(PendingItem::Publish(pending)))) => {
-                self.reject_publish(&pending, error.into(), now);
-            }
-            Ok(()) | Err(_) => {}
-        }
-    }
-
-    /// Responds to a message whose key is known, without sending it to the log.
-    fn respond_to_duplicate(&mut self, duplicate: Duplicate, pending: &PendingPublish, now: LoopTime) {
-        match duplicate {
-            Duplicate::Same(published) => {
-                self.shared.metrics.messages_repeated += 1;
-                self.acknowledge(pending, published, now);
-            }
-            Duplicate::OtherPayload => self.reject_publish(pending, Rejection::KeyReused, now),
-        }
-    }
-
     /// Opens the channel of a message of a client of this node, applies the message, and acknowledges it.
     fn apply_own(
         &mut self,
@@ -264,7 +175,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// The public sender of a message.
-    fn sender(&self, pending: &PendingPublish) -> Sender {
+    pub(super) fn sender(&self, pending: &PendingPublish) -> Sender {
         let PendingPublish { slot, rights, .. } = pending;
         Sender {
             client: pending.is_web_socket().then(|| self.clients.of(*slot)),

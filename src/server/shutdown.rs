@@ -85,7 +85,7 @@ impl<E: Acceptor> Server<E> {
     /// Returns the result of the shutdown when all connections are closed, or the time for that is over.
     pub(super) fn end(&mut self) -> Option<ServerExit> {
         let now = self.clock.now();
-        if let Some(why) = self.engine.shared_log.as_mut().and_then(|log| log.fatal.take()) {
+        if let Some(why) = self.engine.shared_log.as_mut().and_then(|log| log.take_fatal()) {
             return Some(ServerExit::BackplaneRejected(why));
         }
         if let ShutdownPhase::Announced { until } = self.phase

@@ -83,7 +83,7 @@ impl<T: Transport> Engine<T> {
     fn idempotency_run(&self, id: SlotId, rights: &Rights) -> String {
         let Some(slot) = self.slots.get(id) else { return String::new() };
         let mut hasher = DefaultHasher::new();
-        let memory = self.shared_log.as_ref().and_then(|log| log.birth).unwrap_or(self.run);
+        let memory = self.shared_log.as_ref().and_then(|log| log.birth()).unwrap_or(self.run);
         (memory, identity(rights, slot.peer.ip())).hash(&mut hasher);
         format!("{:08x}", hasher.finish() as u32)
     }

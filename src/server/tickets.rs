@@ -13,8 +13,8 @@ use std::rc::Rc;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::engine::Engine;
-use super::pending_item::{PendingItem, PendingRedemption, PendingTicket};
-use super::shared_log::LogNotice;
+use super::shared_log::log_notice::LogNotice;
+use super::shared_log::pending_item::{PendingItem, PendingRedemption, PendingTicket};
 use crate::access::grant::Grant;
 use crate::access::identity::ClientIdentity;
 use crate::access::limit::Limit;
@@ -23,7 +23,6 @@ use crate::access::ticket::{
     self, EndedStream, Redemption, StreamTicketError, TICKET_BYTES, TICKET_LIFE_MS, TicketError, TicketHash,
 };
 use crate::backplane::entry::Item;
-use crate::backplane::link::SubmitError;
 use crate::ids::SlotId;
 use crate::net::transport::Transport;
 use crate::session::http::response::{HttpError, ResponseOptions};
@@ -77,18 +76,6 @@ impl<T: Transport> Engine<T> {
         if let Err(rejection) = self.submit_item(&item, PendingItem::Ticket(Box::new(pending)), now) {
             self.reject_request(id, options, rejection, now);
         }
-    }
-
-    /// Adds an item of a client to this turn's entry of the shared log.
-    pub(super) fn submit_item(
-        &mut self,
-        item: &Item<'_>,
-        pending: PendingItem,
-        now: LoopTime,
-    ) -> Result<(), Rejection> {
-        let link = self.shared_log.as_mut().and_then(|log| log.link.as_mut());
-        let Some(link) = link else { return Err(SubmitError::Backlog.into()) };
-        link.submit(item, Some(pending), now).map_err(|(error, _)| error.into())
     }
 
     /// Applies a ticket that was issued on any node.
@@ -223,7 +210,7 @@ impl<T: Transport> Engine<T> {
     fn announce_stream_end(&mut self, ended: EndedStream) {
         if let Some(log) = &mut self.shared_log {
             let EndedStream { hash, channel, grant } = ended;
-            log.notices.push(LogNotice::StreamEnded { hash, channel, grant: stored_grant::to_json(&grant) });
+            log.add_notice(LogNotice::StreamEnded { hash, channel, grant: stored_grant::to_json(&grant) });
         }
     }
 

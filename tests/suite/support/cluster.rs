@@ -5,8 +5,8 @@ use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
 use oyez::config::Limits;
 use oyez::features::HasBackplane;
 use oyez::ids::SlotId;
-use oyez::server::receive::LogProgress;
 use oyez::server::shared_log::SharedLog;
+use oyez::server::shared_log::receive::LogProgress;
 use oyez::session::LogMode;
 use serde_json::Value;
 

@@ -4,12 +4,13 @@
 //! order of the log when enough replicas have the entry, and become `unconfirmed` if too few replicas have it in time,
 //! or if the entry is lost with its primary.
 
-use super::engine::Engine;
-use super::pending_publish::PendingPublish;
-use super::unreplicated_publish::UnreplicatedPublish;
+use super::SharedLog;
+use super::unreplicated_publishes::UnreplicatedPublish;
 use crate::hub::Published;
 use crate::ids::MessageId;
 use crate::net::transport::Transport;
+use crate::server::engine::Engine;
+use crate::server::pending_publish::PendingPublish;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 
@@ -24,28 +25,11 @@ impl<T: Transport> Engine<T> {
         now: LoopTime,
     ) {
         match &mut self.shared_log {
-            Some(log) if log.waits_for_replicas => {
-                let deadline = now.after(log.publish_timeout_ms);
-                log.unreplicated.push_back(UnreplicatedPublish { number, id, deadline, pending, outcome });
+            Some(SharedLog { unreplicated: Some(unreplicated), publish_timeout_ms, .. }) => {
+                let deadline = now.after(*publish_timeout_ms);
+                unreplicated.push(UnreplicatedPublish { number, id, deadline, pending, outcome });
             }
             _ => self.finish_publish(&pending, outcome, now),
-        }
-    }
-
-    /// Sends a publisher its acknowledgement or rejection, and the close frame that has waited for it.
-    pub(super) fn finish_publish(
-        &mut self,
-        pending: &PendingPublish,
-        outcome: Result<Published, Rejection>,
-        now: LoopTime,
-    ) {
-        let close = self.count_finished(pending);
-        match outcome {
-            Ok(published) => self.acknowledge(pending, published, now),
-            Err(rejection) => self.reject_publish(pending, rejection, now),
-        }
-        if let Some(close) = close {
-            self.queue_close_frame(pending.slot, close.close_frame, now);
         }
     }
 
@@ -59,9 +43,8 @@ impl<T: Transport> Engine<T> {
 
     /// Reports the messages after the last id that survived in a new epoch as unconfirmed.
     pub(super) fn fail_lost_publishes(&mut self, survived: MessageId, now: LoopTime) {
-        let Some(log) = &mut self.shared_log else { return };
-        let kept = log.unreplicated.partition_point(|unreplicated| unreplicated.id <= survived);
-        for unreplicated in log.unreplicated.split_off(kept) {
+        let unreplicated = self.shared_log.as_mut().and_then(|log| log.unreplicated.as_mut());
+        for unreplicated in unreplicated.map(|publishes| publishes.take_after(survived)).unwrap_or_default() {
             self.finish_unreplicated(unreplicated, false, now);
         }
     }
@@ -79,8 +62,7 @@ impl<T: Transport> Engine<T> {
         &mut self,
         is_due: impl Fn(&UnreplicatedPublish) -> bool,
     ) -> Option<UnreplicatedPublish> {
-        let unreplicated = &mut self.shared_log.as_mut()?.unreplicated;
-        if unreplicated.front().is_some_and(is_due) { unreplicated.pop_front() } else { None }
+        self.shared_log.as_mut()?.unreplicated.as_mut()?.take_oldest(is_due)
     }
 
     fn finish_unreplicated(&mut self, unreplicated: UnreplicatedPublish, is_replicated: bool, now: LoopTime) {

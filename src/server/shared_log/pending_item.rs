@@ -1,8 +1,8 @@
 //! Client requests that wait until the shared log returns an item of this node.
 
-use super::pending_publish::PendingPublish;
 use crate::access::ticket::TicketHash;
 use crate::ids::SlotId;
+use crate::server::pending_publish::PendingPublish;
 use crate::session::http::response::ResponseOptions;
 
 /// The client request that an item of this node belongs to.
@@ -21,15 +21,15 @@ pub enum PendingItem {
 /// A new ticket, which its client receives once the ticket is in the log.
 #[derive(Debug)]
 pub struct PendingTicket {
-    pub(super) slot: SlotId,
-    pub(super) options: ResponseOptions,
+    pub(in crate::server) slot: SlotId,
+    pub(in crate::server) options: ResponseOptions,
     /// The ticket as the client receives it; the log has only its hash.
-    pub(super) text: String,
+    pub(in crate::server) text: String,
 }
 
 /// A request with a ticket, which is processed again once the log has redeemed the ticket.
 #[derive(Debug)]
 pub struct PendingRedemption {
-    pub(super) slot: SlotId,
-    pub(super) hash: TicketHash,
+    pub(in crate::server) slot: SlotId,
+    pub(in crate::server) hash: TicketHash,
 }

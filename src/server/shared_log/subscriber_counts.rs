@@ -9,6 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crate::backplane::entry::ChannelCounts;
+use crate::time::LoopTime;
+
+/// Minimum time between two items with numbers of subscribers, in ms. The loop does not wake for them: heartbeats wake
+/// it within two seconds.
+const COUNTS_MS: u32 = 1_000;
 
 /// Maximum bytes of the numbers in one item, which are enough for 1,000 to 2,000 channels.
 const BYTES_MAX: usize = 32 << 10;
@@ -32,7 +37,7 @@ pub(super) struct CountsPart {
 
 /// The numbers of the other nodes, and those of this node that are not sent yet.
 #[derive(Debug)]
-pub(super) struct SubscriberCounts {
+pub(in crate::server) struct SubscriberCounts {
     /// By run and channel.
     others: BTreeMap<u32, BTreeMap<Box<str>, u32>>,
     /// How many numbers of others are stored.
@@ -44,11 +49,13 @@ pub(super) struct SubscriberCounts {
     next_after: Option<Box<str>>,
     /// The other nodes are to send all of their numbers.
     is_requested: bool,
+    /// When the next numbers may be sent.
+    next_at: LoopTime,
 }
 
 impl SubscriberCounts {
     /// An empty table, which stores at most `stored_max` numbers of other nodes.
-    pub(super) fn new(stored_max: usize) -> SubscriberCounts {
+    pub(in crate::server) fn new(stored_max: usize, now: LoopTime) -> SubscriberCounts {
         SubscriberCounts {
             others: BTreeMap::new(),
             stored: 0,
@@ -56,16 +63,17 @@ impl SubscriberCounts {
             changed: BTreeSet::new(),
             next_after: None,
             is_requested: false,
+            next_at: now,
         }
     }
 
     /// The number of a channel's subscribers on the other nodes.
-    pub(super) fn elsewhere(&self, channel: &str) -> usize {
+    pub(in crate::server) fn elsewhere(&self, channel: &str) -> usize {
         self.others.values().filter_map(|counts| counts.get(channel)).map(|count| *count as usize).sum()
     }
 
     /// The first channel with subscribers on another node, from a bound on, whose name begins with `prefix`.
-    pub(super) fn first_from(&self, prefix: &str, from: Bound<&str>) -> Option<&str> {
+    pub(in crate::server) fn first_from(&self, prefix: &str, from: Bound<&str>) -> Option<&str> {
         let from = match from {
             Bound::Excluded(name) if name >= prefix => Bound::Excluded(name),
             Bound::Included(name) if name >= prefix => Bound::Included(name),
@@ -80,7 +88,7 @@ impl SubscriberCounts {
     // The numbers of this node.
 
     /// Records that the number of a channel's subscribers on this node has changed.
-    pub(super) fn change(&mut self, channel: &str) {
+    pub(in crate::server) fn change(&mut self, channel: &str) {
         if self.changed.len() >= CHANGED_MAX {
             self.changed = BTreeSet::new();
             self.send_all();
@@ -100,6 +108,15 @@ impl SubscriberCounts {
     /// Schedules a request for all numbers of the other nodes.
     pub(super) fn request_all(&mut self) {
         self.is_requested = true;
+    }
+
+    /// Returns true if numbers may be sent now, and not again for [`COUNTS_MS`].
+    pub(super) fn begin_part(&mut self, now: LoopTime) -> bool {
+        let may_send = self.next_at.is_due(now);
+        if may_send {
+            self.next_at = now.after(COUNTS_MS);
+        }
+        may_send
     }
 
     /// The next numbers to send. `channels` lists channels after a name, with their subscribers on this node.
@@ -183,6 +200,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn counts(stored_max: usize) -> SubscriberCounts {
+        SubscriberCounts::new(stored_max, LoopTime::from_millis(0))
+    }
+
     fn send(
         from: &mut SubscriberCounts,
         own: &BTreeMap<String, usize>,
@@ -206,9 +227,9 @@ mod tests {
         fn numbers_are_complete_after_changes_losses_and_requests(
             steps in prop::collection::vec((0u8..6, "[ab]{1,2}[xyz]?", 0usize..4), 1..80),
         ) {
-            let (mut sender, mut receiver) = (SubscriberCounts::new(0), SubscriberCounts::new(1_000));
+            let (mut sender, mut receiver) = (counts(0), counts(1_000));
             let mut own: BTreeMap<String, usize> = BTreeMap::new();
-            let mut lost = SubscriberCounts::new(1_000);
+            let mut lost = counts(1_000);
             let mut is_complete = true;
             for (step, name, count) in steps {
                 match step {
@@ -249,7 +270,7 @@ mod tests {
     fn counts_of_many_channels_are_sent_in_bounded_parts() {
         let own: BTreeMap<String, usize> =
             (0..CHANGED_MAX + 5_000).map(|number| (format!("channel-{number:06}"), 1)).collect();
-        let (mut sender, mut receiver) = (SubscriberCounts::new(0), SubscriberCounts::new(60_000));
+        let (mut sender, mut receiver) = (counts(0), counts(60_000));
         own.keys().for_each(|name| sender.change(name));
         assert!(sender.changed.len() <= CHANGED_MAX);
         assert!(sender.next_after.is_some(), "all are sent, since too many have changed");

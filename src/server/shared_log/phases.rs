@@ -4,20 +4,20 @@ use std::hash::{BuildHasher, RandomState};
 
 use mio::Poll;
 
-use super::Server;
-use super::backplane::Sockets;
-use super::engine::Engine;
+use super::SharedLog;
 use super::receive::LogProgress;
-use super::shared_log::SharedLog;
-use super::start_error::StartError;
 use crate::backplane::link::LinkConfig;
 use crate::config::BackplaneConfig;
 use crate::net::acceptor::Acceptor;
+use crate::server::Server;
+use crate::server::backplane::Sockets;
+use crate::server::engine::Engine;
+use crate::server::start_error::StartError;
 use crate::session::LogMode;
 use crate::time::LoopTime;
 
 /// Makes the log of a backplane the log of the engine.
-pub(super) fn join_log<T>(
+pub(in crate::server) fn join_log<T>(
     engine: &mut Engine<T>,
     poll: &Poll,
     config: &BackplaneConfig,
@@ -52,7 +52,7 @@ fn link_config(config: &BackplaneConfig, run: u32) -> LinkConfig {
 
 impl<E: Acceptor> Server<E> {
     /// Receives the entries of the shared log, and applies them up to a budget.
-    pub(super) fn receive(&mut self, now: LoopTime) {
+    pub(in crate::server) fn receive(&mut self, now: LoopTime) {
         let Server { backplane: Some(sockets), engine, .. } = self else { return };
         let mut budget = engine.shared.limits.read_bytes_per_turn;
         loop {
@@ -66,7 +66,7 @@ impl<E: Acceptor> Server<E> {
     }
 
     /// Writes the outboxes, and this turn's entry of the shared log.
-    pub(super) fn flush(&mut self, now: LoopTime) {
+    pub(in crate::server) fn flush(&mut self, now: LoopTime) {
         self.engine.flush(now);
         let Server { backplane: Some(sockets), engine, .. } = self else { return };
         engine.finish_log_turn(now);
@@ -76,13 +76,13 @@ impl<E: Acceptor> Server<E> {
     }
 
     /// When [`Server::expire_link`] is to be called.
-    pub(super) fn backplane_deadline(&self) -> Option<LoopTime> {
+    pub(in crate::server) fn backplane_deadline(&self) -> Option<LoopTime> {
         let link = self.engine.shared_log.as_ref().and_then(|log| log.link())?;
         self.backplane.as_ref()?.next_deadline(link)
     }
 
     /// Expires the deadlines of the link and of its sockets.
-    pub(super) fn expire_link(&mut self, now: LoopTime) {
+    pub(in crate::server) fn expire_link(&mut self, now: LoopTime) {
         let Server { backplane: Some(sockets), engine, .. } = self else { return };
         if let Some(link) = engine.shared_log.as_mut().and_then(|log| log.link_mut()) {
             self.has_log_events |= sockets.expire(link, now);
@@ -90,7 +90,7 @@ impl<E: Acceptor> Server<E> {
     }
 
     /// Sends the last entry of this node to the shared log, so the other nodes no longer wait for it.
-    pub(super) fn leave_log(&mut self, now: LoopTime) {
+    pub(in crate::server) fn leave_log(&mut self, now: LoopTime) {
         let Server { backplane: Some(sockets), engine, .. } = self else { return };
         if let Some(link) = engine.shared_log.as_mut().and_then(|log| log.link_mut()) {
             link.shut_down(now);

@@ -7,11 +7,11 @@
 
 use std::rc::Rc;
 
-use super::engine::Engine;
 use crate::close::Reason;
 use crate::hub::discontinuity::{Discontinuity, DiscontinuityWalk};
 use crate::ids::{ChannelId, GapReason, MessageId, SlotId};
 use crate::net::transport::Transport;
+use crate::server::engine::Engine;
 use crate::time::LoopTime;
 use crate::wire::notice;
 use crate::wire::{self, Form, Frames};
@@ -46,7 +46,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Notifies the subscribers of the next channels.
-    pub(super) fn continue_discontinuity(&mut self, now: LoopTime) {
+    pub(in crate::server) fn continue_discontinuity(&mut self, now: LoopTime) {
         let Some(mut walk) = self.discontinuity.take() else { return };
         // Sessions that are closed outside of the deliver phase publish their last messages.
         self.fan_out_all(now);
