@@ -15,7 +15,7 @@ use crate::backplane::entry::Item;
 use crate::close::Reason;
 use crate::ids::SlotId;
 use crate::net::transport::Transport;
-use crate::session::http::response::{HttpError, ResponseOptions};
+use crate::session::http::response::ResponseOptions;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 
@@ -36,7 +36,7 @@ impl<T: Transport> Engine<T> {
         let closed = self.close_connections_of(sub, now);
         let Some(log) = &mut self.shared_log else {
             let body = format!("{{\"closed\":{closed}}}\n");
-            self.send_response(id, options.json(200, &body).into(), now);
+            self.respond_with_json(id, options, &body, now);
             return;
         };
         let reference = log.disconnects.take_reference();
@@ -123,34 +123,7 @@ impl<T: Transport> Engine<T> {
             let DisconnectRequest { slot, options, closed, nodes, awaited, .. } = request;
             let silent = awaited.len();
             let body = format!("{{\"closed\":{closed},\"nodes\":{nodes},\"silent\":{silent}}}\n");
-            if self.awaits_response(slot) {
-                self.send_response(slot, options.json(200, &body).into(), now);
-            }
-        }
-    }
-
-    /// Responds to a request of an HTTP client with an error.
-    pub(super) fn reject_request(
-        &mut self,
-        id: SlotId,
-        options: &ResponseOptions,
-        rejection: Rejection,
-        now: LoopTime,
-    ) {
-        self.respond_with_error(id, &rejection.http(), options, now);
-    }
-
-    /// Responds with an error to the request of a connection, if it still waits for a response.
-    pub(super) fn respond_with_error(
-        &mut self,
-        id: SlotId,
-        error: &HttpError,
-        options: &ResponseOptions,
-        now: LoopTime,
-    ) {
-        self.shared.metrics.reject(error.code());
-        if self.awaits_response(id) {
-            self.send_response(id, error.respond(options).into(), now);
+            self.respond_with_json(slot, &options, &body, now);
         }
     }
 }

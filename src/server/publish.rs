@@ -294,16 +294,9 @@ impl<T: Transport> Engine<T> {
                 let subscribers = subscribers + elsewhere;
                 let subscribers = if may_subscribe { subscribers.to_string() } else { "null".to_owned() };
                 let body = format!("{{\"id\":\"{message}\",\"subscribers\":{subscribers}}}\n");
-                if self.awaits_response(id) {
-                    self.send_response(id, options.json(200, &body).into(), now);
-                }
+                self.respond_with_json(id, options, &body, now);
             }
         }
-    }
-
-    /// Returns true if a connection waits for the response to a publish. It may have been closed with an error since.
-    pub(super) fn awaits_response(&self, id: SlotId) -> bool {
-        self.slots.get(id).is_some_and(|slot| slot.state.is_open())
     }
 
     /// Sends a publisher the reason why its message is not published. The protocol of a raw WebSocket has no errors:
@@ -334,11 +327,7 @@ impl<T: Transport> Engine<T> {
                 }
             }
             Receipt::Response { options, .. } => {
-                let error = rejection.http();
-                self.shared.metrics.reject(error.code());
-                if self.awaits_response(id) {
-                    self.send_response(id, error.respond(options).into(), now);
-                }
+                self.reject_request(id, options, rejection, now);
             }
         }
     }

@@ -40,8 +40,7 @@ impl<T: Transport> Engine<T> {
         };
         let is_new = !pending.progress.has_begun();
         if is_new && let Some(rejection) = self.reject_query(&pending.query) {
-            self.shared.metrics.reject(rejection.code());
-            self.send_response(id, rejection.http().respond(&pending.options).into(), now);
+            self.reject_request(id, &pending.options, rejection, now);
             return Cost::SLICE;
         }
         if let Query::Ticket { grant, client } = &pending.query {

@@ -46,7 +46,7 @@ impl<T: Transport> Engine<T> {
         let mut secret = [0; TICKET_BYTES];
         if SystemRandom::new().fill(&mut secret).is_err() {
             let error = HttpError::new(500, "internal", "the system returned no random bytes");
-            self.respond_with_error(id, &error, options, now);
+            self.respond_with_error(id, options, &error, now);
         } else if self.shared_log.is_some() {
             self.submit_ticket(id, secret, &grant, address, options, now);
         } else {
@@ -104,9 +104,7 @@ impl<T: Transport> Engine<T> {
         let error = match issued {
             Ok(ticket) => {
                 let body = format!("{{\"ticket\":\"{ticket}\",\"expires_ms\":{TICKET_LIFE_MS}}}\n");
-                if self.awaits_response(id) {
-                    self.send_response(id, options.json(200, &body).into(), now);
-                }
+                self.respond_with_json(id, options, &body, now);
                 return;
             }
             Err(TicketError::TableFull { retry_ms }) => {
@@ -119,7 +117,7 @@ impl<T: Transport> Engine<T> {
                 HttpError::new(429, "too_many_tickets", message).retry_after(retry_ms)
             }
         };
-        self.respond_with_error(id, &error, options, now);
+        self.respond_with_error(id, options, &error, now);
     }
 
     /// Submits the ticket of a request to the shared log, which redeems it.

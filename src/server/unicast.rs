@@ -19,6 +19,8 @@ use bytes::Bytes;
 use super::engine::Engine;
 use crate::ids::SlotId;
 use crate::net::transport::Transport;
+use crate::session::http::response::{HttpError, ResponseOptions};
+use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use crate::wire::Frames;
 use crate::wire::notice::Notice;
@@ -60,6 +62,49 @@ impl<T: Transport> Engine<T> {
             self.slots.mark_refill(id);
         }
         self.slots.mark_dirty(id);
+    }
+
+    /// Sends the response to a request of an HTTP client, in JSON.
+    pub(super) fn respond_with_json(
+        &mut self,
+        id: SlotId,
+        options: &ResponseOptions,
+        body: &str,
+        now: LoopTime,
+    ) {
+        if self.awaits_response(id) {
+            self.send_response(id, options.json(200, body).into(), now);
+        }
+    }
+
+    /// Rejects the request of an HTTP client.
+    pub(super) fn reject_request(
+        &mut self,
+        id: SlotId,
+        options: &ResponseOptions,
+        rejection: Rejection,
+        now: LoopTime,
+    ) {
+        self.respond_with_error(id, options, &rejection.http(), now);
+    }
+
+    /// Sends an error as the response to a request of an HTTP client.
+    pub(super) fn respond_with_error(
+        &mut self,
+        id: SlotId,
+        options: &ResponseOptions,
+        error: &HttpError,
+        now: LoopTime,
+    ) {
+        self.shared.metrics.reject(error.code());
+        if self.awaits_response(id) {
+            self.send_response(id, error.respond(options).into(), now);
+        }
+    }
+
+    /// Returns true if a connection waits for the response to its request. It may have been closed meanwhile.
+    pub(super) fn awaits_response(&self, id: SlotId) -> bool {
+        self.slots.get(id).is_some_and(|slot| slot.state.is_open())
     }
 
     /// Queues a piece for one connection, after all earlier responses.
