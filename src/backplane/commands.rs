@@ -129,11 +129,11 @@ impl Commands {
         );
     }
 
-    /// Appends an entry to the epoch, if the log contains `seq` of it and the entry before of the same run.
+    /// Appends an entry to the epoch of `applied`, if the log contains that id and the entry before of the same run.
     pub(super) fn append(
         &self,
         out: &mut Vec<u8>,
-        (epoch, seq): (u64, u64),
+        applied: MessageId,
         entry: EntryToAppend<'_>,
         oldest_kept: MessageId,
     ) {
@@ -146,8 +146,8 @@ impl Commands {
                 b"2",
                 &self.log,
                 &self.state,
-                epoch.to_string().as_bytes(),
-                seq.to_string().as_bytes(),
+                applied.epoch.to_string().as_bytes(),
+                applied.seq.to_string().as_bytes(),
                 count.to_string().as_bytes(),
                 bytes,
                 oldest_kept.to_string().as_bytes(),
