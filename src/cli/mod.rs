@@ -8,6 +8,7 @@ mod bench;
 mod bench_flags;
 #[cfg(not(feature = "bench"))]
 mod bench_missing;
+mod deflate_flags;
 mod environment;
 mod failure;
 mod health;
@@ -25,6 +26,7 @@ mod print;
 mod progress_display;
 mod publish;
 mod serve;
+mod serve_flags;
 mod service_manager;
 mod subscribe;
 mod token;
@@ -56,7 +58,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the server.
-    Serve(Box<serve::Serve>),
+    Serve(Box<serve_flags::ServeFlags>),
     /// Publish messages: one given as an argument, or one for each line of standard input.
     Pub(publish::PublishCommand),
     /// Subscribe to channels and print their messages.
@@ -118,7 +120,9 @@ fn run(
         log::warn!("{warning}");
     }
     match cli.command {
-        Command::Serve(serve) => serve.run(listen == Some(ValueSource::DefaultValue), allocated_bytes),
+        Command::Serve(serve) => {
+            serve::run(&serve, listen == Some(ValueSource::DefaultValue), allocated_bytes)
+        }
         Command::Pub(publish) => publish.run(),
         Command::Sub(subscribe) => subscribe.run(),
         Command::Bench(bench) => bench.run(),
