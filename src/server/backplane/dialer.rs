@@ -3,13 +3,14 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use mio::{Registry, Token, Waker};
 
 use super::connection::LogConnection;
 use super::lookup::Lookup;
-use super::sentinel::SentinelQuery;
+use super::sentinel::{SentinelCursor, SentinelQuery, Sentinels};
 use super::stream::LogStream;
 use crate::client::tls::TlsConnector;
 use crate::client::trust::Trust;
@@ -36,14 +37,14 @@ const SENTINEL_MS: u32 = 1_000;
 /// An attempt to open both connections.
 pub(super) enum Dial {
     LookingUp {
-        of: DialPeer,
+        role: HostRole,
         host: String,
         port: u16,
         until: LoopTime,
     },
     /// A Sentinel is queried for the address of the primary.
     QueryingSentinel {
-        tried: usize,
+        sentinel: SentinelCursor,
         query: Box<SentinelQuery>,
         until: LoopTime,
     },
@@ -59,14 +60,12 @@ pub(super) enum Dial {
     },
 }
 
-/// The server whose name is looked up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DialPeer {
+/// What a host is queried for, once its name is looked up.
+pub(super) enum HostRole {
+    /// The log.
     Redis,
-    /// A Sentinel, after `tried` others in this attempt.
-    Sentinel {
-        tried: usize,
-    },
+    /// The address of the primary.
+    Sentinel(SentinelCursor),
 }
 
 /// The server that is connected to.
@@ -85,12 +84,6 @@ pub(super) enum DialProgress {
     Waits(Dial),
     /// Both connections are open.
     Open { connections: [LogConnection; 2], address: String },
-}
-
-/// The result of one step of an attempt.
-enum DialStep {
-    Next(Dial),
-    Stop(DialProgress),
 }
 
 impl Dial {
@@ -118,11 +111,11 @@ impl Dial {
         io::Error::new(ErrorKind::TimedOut, why)
     }
 
-    /// How many Sentinels were tried before the one that is queried; `None`: none is queried.
-    fn sentinel(&self) -> Option<usize> {
+    /// The Sentinel that is looked up or queried, if any.
+    fn sentinel(&self) -> Option<&SentinelCursor> {
         match self {
-            Dial::LookingUp { of: DialPeer::Sentinel { tried }, .. }
-            | Dial::QueryingSentinel { tried, .. } => Some(*tried),
+            Dial::LookingUp { role: HostRole::Sentinel(sentinel), .. }
+            | Dial::QueryingSentinel { sentinel, .. } => Some(sentinel),
             _ => None,
         }
     }
@@ -171,13 +164,16 @@ impl Dialer {
     pub(super) fn begin(&mut self, redirect: Option<&str>, now: LoopTime) -> io::Result<Dial> {
         self.attempts += 1;
         self.lookups.retain(|lookup| lookup.result().is_none());
-        match (redirect.and_then(host_and_port), self.address.clone()) {
-            (Some((host, port)), _) => self.look_up(DialPeer::Redis, host, port, now),
-            (None, BackplaneAddress::Tcp { host, port, .. }) => {
-                self.look_up(DialPeer::Redis, &host, port, now)
+        if let Some((host, port)) = redirect.and_then(host_and_port) {
+            return self.look_up(HostRole::Redis, host, port, now);
+        }
+        match self.address.clone() {
+            BackplaneAddress::Tcp { host, port, .. } => self.look_up(HostRole::Redis, &host, port, now),
+            BackplaneAddress::Sentinel { sentinels, primary } => {
+                let sentinels = Arc::new(Sentinels { addresses: sentinels, primary });
+                self.query_sentinel(SentinelCursor::new(sentinels, self.attempts), now)
             }
-            (None, BackplaneAddress::Sentinel { .. }) => self.query_sentinel(0, now),
-            (None, BackplaneAddress::Unix(path)) => {
+            BackplaneAddress::Unix(path) => {
                 let address = format!("unix:{}", path.display());
                 let target = DialTarget { name: address.clone(), address, tls: None };
                 self.connect(target, [LogStream::unix(&path), LogStream::unix(&path)], now)
@@ -191,11 +187,11 @@ impl Dialer {
     /// The attempt has failed.
     pub(super) fn advance(&mut self, mut dial: Dial, now: LoopTime) -> io::Result<DialProgress> {
         loop {
-            let sentinel = dial.sentinel();
+            let sentinel = dial.sentinel().cloned();
             dial = match (self.step(dial, now), sentinel) {
-                (Ok(DialStep::Next(dial)), _) => dial,
-                (Ok(DialStep::Stop(progress)), _) => return Ok(progress),
-                (Err(error), Some(tried)) => self.query_next_sentinel(tried, &error, now)?,
+                (Ok(ControlFlow::Continue(dial)), _) => dial,
+                (Ok(ControlFlow::Break(progress)), _) => return Ok(progress),
+                (Err(error), Some(sentinel)) => self.query_next_sentinel(&sentinel, &error, now)?,
                 (Err(error), None) => return Err(error),
             };
         }
@@ -207,15 +203,15 @@ impl Dialer {
     /// The attempt has failed.
     pub(super) fn expire(&mut self, dial: &Dial, now: LoopTime) -> io::Result<Dial> {
         match dial.sentinel() {
-            Some(tried) => self.query_next_sentinel(tried, &dial.timeout(), now),
+            Some(sentinel) => self.query_next_sentinel(sentinel, &dial.timeout(), now),
             None => Err(dial.timeout()),
         }
     }
 
-    fn step(&mut self, dial: Dial, now: LoopTime) -> io::Result<DialStep> {
+    fn step(&mut self, dial: Dial, now: LoopTime) -> io::Result<ControlFlow<DialProgress, Dial>> {
         Ok(match dial {
-            Dial::LookingUp { of, host, port, until } => match self.take_lookup(&host, port) {
-                None => DialStep::Stop(DialProgress::Waits(Dial::LookingUp { of, host, port, until })),
+            Dial::LookingUp { role, host, port, until } => match self.take_lookup(&host, port) {
+                None => ControlFlow::Break(DialProgress::Waits(Dial::LookingUp { role, host, port, until })),
                 Some(addresses) => {
                     let addresses = addresses
                         .map_err(|error| io::Error::new(error.kind(), format!("{host}: {error}")))?;
@@ -225,17 +221,22 @@ impl Dialer {
                             format!("{host}: the host name has no address"),
                         ));
                     };
-                    DialStep::Next(self.connect_to_resolved(of, &host, *address, now)?)
+                    ControlFlow::Continue(self.connect_to_resolved(role, &host, *address, now)?)
                 }
             },
-            Dial::QueryingSentinel { tried, mut query, until } => match query.advance()? {
-                None => DialStep::Stop(DialProgress::Waits(Dial::QueryingSentinel { tried, query, until })),
-                Some((host, port)) => DialStep::Next(self.look_up(DialPeer::Redis, &host, port, now)?),
+            Dial::QueryingSentinel { sentinel, mut query, until } => match query.advance()? {
+                None => {
+                    let dial = Dial::QueryingSentinel { sentinel, query, until };
+                    ControlFlow::Break(DialProgress::Waits(dial))
+                }
+                Some((host, port)) => {
+                    ControlFlow::Continue(self.look_up(HostRole::Redis, &host, port, now)?)
+                }
             },
             Dial::Connecting { target, mut connections, until } => {
                 for connection in &mut connections {
                     if !connection.is_established().map_err(|error| target.error(&error))? {
-                        return Ok(DialStep::Stop(DialProgress::Waits(Dial::Connecting {
+                        return Ok(ControlFlow::Break(DialProgress::Waits(Dial::Connecting {
                             target,
                             connections,
                             until,
@@ -243,11 +244,11 @@ impl Dialer {
                     }
                 }
                 match &target.tls {
-                    None => DialStep::Stop(DialProgress::Open { connections, address: target.address }),
+                    None => ControlFlow::Break(DialProgress::Open { connections, address: target.address }),
                     Some(tls) => {
                         let [appender, reader] = connections;
                         let connections = [appender.encrypt(tls)?, reader.encrypt(tls)?];
-                        DialStep::Next(Dial::Handshaking {
+                        ControlFlow::Continue(Dial::Handshaking {
                             target,
                             connections,
                             until: now.after(HANDSHAKE_MS),
@@ -260,7 +261,7 @@ impl Dialer {
                 for connection in &mut connections {
                     is_complete &= connection.stream.handshake().map_err(|error| target.error(&error))?;
                 }
-                DialStep::Stop(match is_complete {
+                ControlFlow::Break(match is_complete {
                     true => DialProgress::Open { connections, address: target.address },
                     false => DialProgress::Waits(Dial::Handshaking { target, connections, until }),
                 })
@@ -270,14 +271,14 @@ impl Dialer {
 
     // Lookups.
 
-    fn look_up(&mut self, of: DialPeer, host: &str, port: u16, now: LoopTime) -> io::Result<Dial> {
+    fn look_up(&mut self, role: HostRole, host: &str, port: u16, now: LoopTime) -> io::Result<Dial> {
         if let Ok(ip) = host.parse() {
-            return self.connect_to_resolved(of, host, SocketAddr::new(ip, port), now);
+            return self.connect_to_resolved(role, host, SocketAddr::new(ip, port), now);
         }
         if !self.lookups.iter().any(|lookup| lookup.is_of(host, port)) {
             self.lookups.push(Lookup::begin(host, port, self.waker.clone())?);
         }
-        Ok(Dial::LookingUp { of, host: host.to_owned(), port, until: now.after(LOOKUP_MS) })
+        Ok(Dial::LookingUp { role, host: host.to_owned(), port, until: now.after(LOOKUP_MS) })
     }
 
     /// The result of a lookup, once.
@@ -291,52 +292,46 @@ impl Dialer {
     /// Connects to an address that was looked up.
     fn connect_to_resolved(
         &mut self,
-        of: DialPeer,
+        role: HostRole,
         host: &str,
         address: SocketAddr,
         now: LoopTime,
     ) -> io::Result<Dial> {
-        match (of, &self.address) {
-            (DialPeer::Sentinel { tried }, BackplaneAddress::Sentinel { primary, .. }) => {
+        match role {
+            HostRole::Redis => self.connect_to(host, address, now),
+            HostRole::Sentinel(sentinel) => {
                 let stream = LogStream::tcp(address, self.user_timeout_ms);
                 let connection = LogConnection::register(stream, &self.registry, TOKENS[0])?;
-                let query = Box::new(SentinelQuery::new(connection, primary));
-                Ok(Dial::QueryingSentinel { tried, query, until: now.after(SENTINEL_MS) })
+                let query = Box::new(SentinelQuery::new(connection, sentinel.primary()));
+                Ok(Dial::QueryingSentinel { sentinel, query, until: now.after(SENTINEL_MS) })
             }
-            _ => self.connect_to(host, address, now),
         }
     }
 
     // Sentinels.
 
-    /// Queries a Sentinel, after `tried` others.
-    fn query_sentinel(&mut self, tried: usize, now: LoopTime) -> io::Result<Dial> {
-        let (host, port) = self.sentinel(tried);
-        self.look_up(DialPeer::Sentinel { tried }, &host, port, now)
-            .or_else(|error| self.query_next_sentinel(tried, &error, now))
+    fn query_sentinel(&mut self, sentinel: SentinelCursor, now: LoopTime) -> io::Result<Dial> {
+        let (host, port) = sentinel.address();
+        self.look_up(HostRole::Sentinel(sentinel.clone()), host, port, now)
+            .or_else(|error| self.query_next_sentinel(&sentinel, &error, now))
     }
 
-    /// Queries the next Sentinel.
+    /// Queries the next Sentinel after this one has failed.
     ///
     /// # Errors
     /// All Sentinels have failed.
-    fn query_next_sentinel(&mut self, tried: usize, error: &io::Error, now: LoopTime) -> io::Result<Dial> {
-        let BackplaneAddress::Sentinel { sentinels, .. } = &self.address else {
-            return Err(io::Error::new(error.kind(), error.to_string()));
-        };
-        if tried + 1 < sentinels.len() {
-            return self.query_sentinel(tried + 1, now);
-        }
-        let (host, port) = self.sentinel(tried);
-        Err(io::Error::new(error.kind(), format!("Sentinel {host}:{port}: {error}")))
-    }
-
-    fn sentinel(&self, tried: usize) -> (String, u16) {
-        match &self.address {
-            BackplaneAddress::Sentinel { sentinels, .. } => {
-                sentinels[(self.attempts + tried) % sentinels.len()].clone()
+    fn query_next_sentinel(
+        &mut self,
+        failed: &SentinelCursor,
+        error: &io::Error,
+        now: LoopTime,
+    ) -> io::Result<Dial> {
+        match failed.next() {
+            Some(next) => self.query_sentinel(next, now),
+            None => {
+                let (host, port) = failed.address();
+                Err(io::Error::new(error.kind(), format!("Sentinel {host}:{port}: {error}")))
             }
-            _ => (String::new(), 0),
         }
     }
 

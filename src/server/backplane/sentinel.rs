@@ -5,9 +5,53 @@
 //! rejects a server that is not a primary.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::sync::Arc;
 
 use super::connection::LogConnection;
 use crate::backplane::resp::{Decoder, Token, command};
+
+/// The Sentinels of a primary.
+pub(super) struct Sentinels {
+    /// Host and port of each.
+    pub(super) addresses: Vec<(String, u16)>,
+    /// The name of the primary.
+    pub(super) primary: String,
+}
+
+/// One of several Sentinels, which are queried one after another.
+#[derive(Clone)]
+pub(super) struct SentinelCursor {
+    sentinels: Arc<Sentinels>,
+    /// The index of the one that is queried first.
+    first: usize,
+    /// How many were queried before this one.
+    tried: usize,
+}
+
+impl SentinelCursor {
+    /// The Sentinel that is queried first. `first` may be larger than the number of Sentinels.
+    pub(super) fn new(sentinels: Arc<Sentinels>, first: usize) -> SentinelCursor {
+        SentinelCursor { sentinels, first, tried: 0 }
+    }
+
+    /// The Sentinel to query if this one fails; `None` after the last one.
+    pub(super) fn next(&self) -> Option<SentinelCursor> {
+        let tried = self.tried + 1;
+        (tried < self.sentinels.addresses.len()).then(|| SentinelCursor { tried, ..self.clone() })
+    }
+
+    /// Host and port of the Sentinel.
+    pub(super) fn address(&self) -> (&str, u16) {
+        let Sentinels { addresses, .. } = &*self.sentinels;
+        let (host, port) = &addresses[(self.first + self.tried) % addresses.len()];
+        (host, *port)
+    }
+
+    /// The name of the primary.
+    pub(super) fn primary(&self) -> &str {
+        &self.sentinels.primary
+    }
+}
 
 /// A query to a Sentinel, and its reply.
 pub(super) struct SentinelQuery {
