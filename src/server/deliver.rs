@@ -103,6 +103,9 @@ impl<T: Transport> Engine<T> {
             }
             Intent::Reauthorize { rights } => self.reauthorize(id, &rights, now),
             Intent::DisconnectUser { sub, options } => self.disconnect_user(id, &sub, &options, now),
+            Intent::IssueTicket { grant, client, options } => {
+                self.issue_ticket(id, grant, client, &options, now);
+            }
             Intent::RedeemTicket { hash, stream } => self.redeem_ticket(id, hash, stream.as_deref(), now),
             Intent::Query => self.slots.mark_refill(id),
             Intent::Respond(response) => self.send_response(id, response, now),

@@ -43,10 +43,6 @@ impl<T: Transport> Engine<T> {
             self.reject_request(id, &pending.options, rejection, now);
             return Cost::SLICE;
         }
-        if let Query::Ticket { grant, client } = &pending.query {
-            self.issue_ticket(id, grant.clone(), *client, &pending.options, now);
-            return Cost::SLICE;
-        }
         if is_new && let Some((response, cost)) = self.respond_whole(&pending, cache, now) {
             self.send_response(id, response.into(), now);
             return cost;
@@ -140,7 +136,7 @@ impl<T: Transport> Engine<T> {
                 let body = channel_listing::channel(self.channels(), channel.as_str());
                 options.respond(200, "application/json", &no_store, &body)
             }
-            Query::Ticket { .. } | Query::Channels { .. } | Query::History { .. } => return None,
+            Query::Channels { .. } | Query::History { .. } => return None,
         };
         Some((response, Cost::SLICE))
     }

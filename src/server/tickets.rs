@@ -42,6 +42,10 @@ impl<T: Transport> Engine<T> {
         options: &ResponseOptions,
         now: LoopTime,
     ) {
+        if let Some(retry_ms) = self.drain_retry_ms() {
+            self.reject_request(id, options, Rejection::Draining { retry_ms }, now);
+            return;
+        }
         let address = client.or_else(|| self.slots.get(id).map(|slot| slot.peer.ip())).unwrap_or(UNKNOWN);
         let mut secret = [0; TICKET_BYTES];
         if SystemRandom::new().fill(&mut secret).is_err() {

@@ -72,6 +72,15 @@ pub enum Intent {
         /// Framing of the response.
         options: ResponseOptions,
     },
+    /// Issue a ticket.
+    IssueTicket {
+        /// The rights of the ticket.
+        grant: Rc<Grant>,
+        /// The client for which a trusted proxy sent the request.
+        client: Option<IpAddr>,
+        /// Framing of the response.
+        options: ResponseOptions,
+    },
     /// Redeem the ticket of a request in the shared log. The request is processed again after that.
     RedeemTicket {
         /// The hash of the ticket.
@@ -197,13 +206,6 @@ pub enum Query {
         limit: usize,
         /// The list has only channels that these rights allow to subscribe to.
         rights: Rights,
-    },
-    /// A ticket for these rights.
-    Ticket {
-        /// The rights.
-        grant: Rc<Grant>,
-        /// The client for which a trusted proxy sent the request.
-        client: Option<IpAddr>,
     },
     /// One channel.
     Channel {

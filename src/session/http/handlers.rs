@@ -143,7 +143,8 @@ pub(super) fn issue_ticket(
 ) -> Outcome {
     let grant = rights.unwrap_or_else(|| exchange.ctx.authenticator.anonymous.clone());
     let client = forwarded_client(request, exchange.ctx);
-    exchange.query(Query::Ticket { grant, client })
+    exchange.ctx.intents.push(Intent::IssueTicket { grant, client, options: exchange.options.clone() });
+    exchange.await_response(Reason::Served)
 }
 
 /// `/v1/connections`.
