@@ -112,6 +112,17 @@ impl<'a, P> LogEntry<'a, P> {
     }
 }
 
+/// Entries of one run that are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MissingEntries {
+    /// The run.
+    pub run: u32,
+    /// The number of the first entry.
+    pub first: u64,
+    /// The number of the last entry.
+    pub last: u64,
+}
+
 /// The begin of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marker {
@@ -286,8 +297,8 @@ pub enum LinkNotice {
     Discontinuity {
         /// The rule that found it.
         cause: LossCause,
-        /// The run whose entries are missing, and the first and the last one.
-        numbers: Option<(u32, u64, u64)>,
+        /// The entries that are missing, if their numbers are known.
+        missing: Option<MissingEntries>,
     },
     /// Nodes have not reported after a marker.
     RollCallIncomplete {
@@ -379,11 +390,12 @@ impl fmt::Display for LinkNotice {
             LinkNotice::NewEpoch { epoch, reason, survived, position } => {
                 write!(f, "new epoch {epoch} reason={reason} last_survived={survived} position={position}")
             }
-            LinkNotice::Discontinuity { cause, numbers: Some((run, first, last)) } => {
+            LinkNotice::Discontinuity { cause, missing: Some(missing) } => {
+                let MissingEntries { run, first, last } = missing;
                 let cause = cause.as_str();
                 write!(f, "discontinuity reason={cause} run={run:08x} numbers={first}..{last} channels=all")
             }
-            LinkNotice::Discontinuity { cause, numbers: None } => {
+            LinkNotice::Discontinuity { cause, missing: None } => {
                 write!(f, "discontinuity reason={} channels=all", cause.as_str())
             }
             LinkNotice::RollCallIncomplete { runs } => {

@@ -19,8 +19,11 @@
 use std::collections::VecDeque;
 
 use super::entry::{BadEntry, Entry, Item, Items, RunNumbers, are_copies};
-use super::event::{LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LossCause, Marker, PublishFailure};
+use super::event::{
+    LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LossCause, Marker, MissingEntries, PublishFailure,
+};
 use super::pending::{Content, PendingEntries, PendingEntry};
+use super::replies::MarkerText;
 use super::resp::Span;
 use super::roll_call::{Loss, Membership, NodeHeartbeat, Numbering, RollCall};
 use super::trim::LogSegments;
@@ -154,9 +157,9 @@ impl<P> LogReader<P> {
                 if let Numbering::Jump { first_missing, is_announced: false } = numbering
                     && !is_trimmed
                 {
-                    let numbers = Some((run, first_missing, number - 1));
+                    let missing = MissingEntries { run, first: first_missing, last: number - 1 };
                     let after = self.roll_call.loss_after(run).unwrap_or(self.position);
-                    self.count_loss(LossCause::Jump, numbers);
+                    self.count_loss(LossCause::Jump, Some(missing));
                     self.lose(after, before, LossCause::Jump);
                 }
                 self.apply(&entry, raw, is_first, now);
@@ -264,7 +267,7 @@ impl<P> LogReader<P> {
         &mut self,
         id: MessageId,
         time_ms: u64,
-        (reason, survived): (&str, MessageId),
+        MarkerText { reason, survived }: MarkerText<'_>,
         now: LoopTime,
     ) {
         self.roll_call.advance(time_ms);
@@ -322,7 +325,7 @@ impl<P> LogReader<P> {
         while let Some(loss) = self.roll_call.next_loss() {
             let (after, cause) = match loss {
                 Loss::Report { run, numbers: (first, last) } => {
-                    self.count_loss(LossCause::Report, Some((run, first, last)));
+                    self.count_loss(LossCause::Report, Some(MissingEntries { run, first, last }));
                     (self.roll_call.loss_after(run).unwrap_or(self.position), LossCause::Report)
                 }
                 Loss::RollCall { after, runs } => {
@@ -350,8 +353,8 @@ impl<P> LogReader<P> {
         self.push(LinkEvent::Discontinuity(LogDiscontinuity { after, upto, missed: None, cause }));
     }
 
-    fn count_loss(&mut self, cause: LossCause, numbers: Option<(u32, u64, u64)>) {
+    fn count_loss(&mut self, cause: LossCause, missing: Option<MissingEntries>) {
         self.counters.discontinuities += 1;
-        self.notice(LinkNotice::Discontinuity { cause, numbers });
+        self.notice(LinkNotice::Discontinuity { cause, missing });
     }
 }

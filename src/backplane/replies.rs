@@ -216,10 +216,20 @@ impl OpenReply {
     }
 }
 
-/// The text of a marker: its reason, and the last id that survived.
-pub(super) fn parse_marker(text: &[u8]) -> Option<(&str, MessageId)> {
-    let (reason, survived) = std::str::from_utf8(text).ok()?.split_once(' ')?;
-    Some((reason, MessageId::parse(survived.as_bytes())?))
+/// The text of a marker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MarkerText<'a> {
+    /// Why the epoch was begun.
+    pub(super) reason: &'a str,
+    /// The last id that survived.
+    pub(super) survived: MessageId,
+}
+
+impl MarkerText<'_> {
+    pub(super) fn parse(text: &[u8]) -> Option<MarkerText<'_>> {
+        let (reason, survived) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+        Some(MarkerText { reason, survived: MessageId::parse(survived.as_bytes())? })
+    }
 }
 
 /// What an error reply requires.

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::engine::Engine;
+use super::shared_log::applied_entry::AppliedEntry;
 use super::shared_log::disconnect_requests::DisconnectRequest;
 use super::shared_log::log_notice::LogNotice;
 use super::shared_log::pending_item::PendingItem;
@@ -70,16 +71,11 @@ impl<T: Transport> Engine<T> {
         connections.len()
     }
 
-    /// Applies the request of a node, which is read at the log's time `time_ms`.
-    pub(super) fn apply_disconnect(
-        &mut self,
-        (run, reference): (u32, u32),
-        sub: &str,
-        time_ms: u64,
-        now: LoopTime,
-    ) {
+    /// Applies the request of a node.
+    pub(super) fn apply_disconnect(&mut self, entry: AppliedEntry, reference: u32, sub: &str, now: LoopTime) {
         let closed = self.close_connections_of(sub, now);
         let Some(log) = &mut self.shared_log else { return };
+        let AppliedEntry { run, time_ms, .. } = entry;
         if run == self.run {
             if let Some(request) = log.disconnects.get_mut(reference) {
                 request.closed += closed as u64;

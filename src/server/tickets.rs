@@ -13,6 +13,7 @@ use std::rc::Rc;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::engine::Engine;
+use super::shared_log::applied_entry::AppliedEntry;
 use super::shared_log::log_notice::LogNotice;
 use super::shared_log::pending_item::{PendingItem, PendingRedemption, PendingTicket};
 use crate::access::grant::Grant;
@@ -85,13 +86,15 @@ impl<T: Transport> Engine<T> {
     /// Applies a ticket that was issued on any node.
     pub(super) fn apply_ticket(
         &mut self,
-        (hash, owner, grant): (&TicketHash, ClientIdentity<'_>, &str),
+        entry: AppliedEntry,
+        hash: &TicketHash,
+        owner: ClientIdentity<'_>,
+        grant: &str,
         pending: Option<PendingItem>,
-        log_time: LoopTime,
         now: LoopTime,
     ) {
         let Some(grant) = stored_grant::from_json(grant) else { return };
-        let inserted = self.shared.authenticator.tickets.insert(*hash, Rc::new(grant), owner, log_time);
+        let inserted = self.shared.authenticator.tickets.insert(*hash, Rc::new(grant), owner, entry.log_time);
         if let Some(PendingItem::Ticket(pending)) = pending {
             let PendingTicket { slot, options, text } = *pending;
             self.respond_with_ticket(slot, inserted.map(|()| text), &options, now);
@@ -141,12 +144,13 @@ impl<T: Transport> Engine<T> {
     /// Applies the use of a ticket on any node: the first one in the log is granted.
     pub(super) fn apply_redemption(
         &mut self,
-        run: u32,
-        (hash, stream): (&TicketHash, Option<&str>),
+        entry: AppliedEntry,
+        hash: &TicketHash,
+        stream: Option<&str>,
         pending: Option<PendingItem>,
-        log_time: LoopTime,
         now: LoopTime,
     ) {
+        let AppliedEntry { run, log_time, .. } = entry;
         let slot = match &pending {
             Some(PendingItem::Redemption(pending)) if self.awaits_response(pending.slot) => {
                 Some(pending.slot)

@@ -6,7 +6,7 @@ use crate::backplane::commands::Commands;
 use crate::backplane::connection::{LinkConnection, bad_reply};
 use crate::backplane::event::LinkLoss;
 use crate::backplane::log_reader::RawEntry;
-use crate::backplane::replies::{ReadPart, ReadReply, parse_marker};
+use crate::backplane::replies::{MarkerText, ReadPart, ReadReply};
 use crate::ids::MessageId;
 use crate::time::LoopTime;
 
@@ -65,7 +65,7 @@ impl<P> Link<P> {
                 self.report_replication();
             }
             ReadPart::Marker { id, time_ms, text } => {
-                let marker = parse_marker(decoder.bytes(text));
+                let marker = MarkerText::parse(decoder.bytes(text));
                 let marker = marker.ok_or(LinkLoss::ForeignEntry(id))?;
                 self.log.read_marker(id, time_ms, marker, now);
             }

@@ -13,6 +13,7 @@
 //!
 //! The other files are parts of the state.
 
+pub(super) mod applied_entry;
 mod cursor_waits;
 pub(super) mod disconnect_requests;
 mod discontinuity;

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use super::applied_entry::AppliedEntry;
 use super::pending_item::PendingItem;
 use super::publishes_in_flight::{AfterPublish, HeldClose};
 use crate::backplane::entry::{Item, LogKey, LogMessage};
@@ -109,19 +110,19 @@ impl<T: Transport> Engine<T> {
     /// Publishes a message of any node in its channel, and responds to its publisher if that is a client of this node.
     pub(super) fn apply_message(
         &mut self,
-        (number, id): (u64, MessageId),
+        entry: AppliedEntry,
+        id: MessageId,
         message: &LogMessage<'_>,
         pending: Option<PendingItem>,
-        log_time: LoopTime,
         now: LoopTime,
     ) {
         let pending = match pending {
             Some(PendingItem::Publish(pending)) => Some(pending),
             _ => None,
         };
-        let outcome = self.publish_item(id, message, pending.as_ref(), log_time, now);
+        let outcome = self.publish_item(id, message, pending.as_ref(), entry.log_time, now);
         if let Some(pending) = pending {
-            self.finish_applied_publish(number, id, pending, outcome, now);
+            self.finish_applied_publish(entry.number, id, pending, outcome, now);
         }
     }
 

@@ -9,6 +9,7 @@
 
 use log::{log, warn};
 
+use super::applied_entry::AppliedEntry;
 use super::pending_item::PendingItem;
 use super::shared_settings::SharedSettings;
 use crate::backplane::entry::Item;
@@ -118,42 +119,9 @@ impl<T: Transport> Engine<T> {
         if let Some(millis) = entry.round_trip_ms {
             self.shared.metrics.backplane_round_trip.observe(f64::from(millis) / 1e3);
         }
-        let (run, number, time_ms) = (entry.run, entry.number, entry.time_ms);
-        while let Some(LogItem { id, item, pending }) = entry.next_item() {
-            match item {
-                Item::Message(message) => {
-                    self.apply_message((number, id), &message, pending, log_time, now);
-                }
-                Item::Disconnect { reference, sub } => {
-                    self.apply_disconnect((run, reference), sub, time_ms, now);
-                }
-                Item::DisconnectResult { run: addressed, reference, connections }
-                    if addressed == self.run =>
-                {
-                    self.apply_disconnect_result(run, reference, connections, now);
-                }
-                Item::Ticket { hash, owner, grant } => {
-                    self.apply_ticket((hash, owner, grant), pending, log_time, now);
-                }
-                Item::Redeem { hash, channel } => {
-                    self.apply_redemption(run, (hash, channel), pending, log_time, now);
-                }
-                Item::SubscriberCounts { is_request, range, counts } if run != self.run => {
-                    if let Some(log) = &mut self.shared_log {
-                        log.counts.apply(run, range, counts);
-                        if is_request {
-                            log.counts.send_all();
-                        }
-                    }
-                }
-                Item::StreamEnded { hash, channel, grant } => {
-                    self.apply_stream_end(hash, channel, grant, log_time);
-                }
-                Item::Settings { idempotency_keys, idempotency_age_ms } => {
-                    self.compare_settings(id, SharedSettings { idempotency_keys, idempotency_age_ms });
-                }
-                _ => {}
-            }
+        let applied = AppliedEntry { run: entry.run, number: entry.number, time_ms: entry.time_ms, log_time };
+        while let Some(item) = entry.next_item() {
+            self.apply_log_item(applied, item, now);
         }
         self.hub.advance_to(last.seq);
         if self.shared.log_mode == LogMode::Starting {
@@ -162,6 +130,40 @@ impl<T: Transport> Engine<T> {
             self.fan_out_all(now.before(age_ms.min(self.shared.limits.history.age_ms)));
         }
         cost
+    }
+
+    fn apply_log_item(
+        &mut self,
+        entry: AppliedEntry,
+        LogItem { id, item, pending }: LogItem<'_, PendingItem>,
+        now: LoopTime,
+    ) {
+        match item {
+            Item::Message(message) => self.apply_message(entry, id, &message, pending, now),
+            Item::Disconnect { reference, sub } => self.apply_disconnect(entry, reference, sub, now),
+            Item::DisconnectResult { run: addressed, reference, connections } if addressed == self.run => {
+                self.apply_disconnect_result(entry.run, reference, connections, now);
+            }
+            Item::Ticket { hash, owner, grant } => {
+                self.apply_ticket(entry, hash, owner, grant, pending, now);
+            }
+            Item::Redeem { hash, channel } => self.apply_redemption(entry, hash, channel, pending, now),
+            Item::SubscriberCounts { is_request, range, counts } if entry.run != self.run => {
+                if let Some(log) = &mut self.shared_log {
+                    log.counts.apply(entry.run, range, counts);
+                    if is_request {
+                        log.counts.send_all();
+                    }
+                }
+            }
+            Item::StreamEnded { hash, channel, grant } => {
+                self.apply_stream_end(hash, channel, grant, entry.log_time);
+            }
+            Item::Settings { idempotency_keys, idempotency_age_ms } => {
+                self.compare_settings(id, SharedSettings { idempotency_keys, idempotency_age_ms });
+            }
+            _ => {}
+        }
     }
 
     fn apply_marker(&mut self, marker: &Marker, now: LoopTime) {
