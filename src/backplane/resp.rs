@@ -258,36 +258,7 @@ fn number(text: &[u8]) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-    use redis_protocol::resp2::decode::decode;
-    use redis_protocol::resp2::encode::encode;
-    use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
-
     use super::*;
-
-    /// A token with its bytes.
-    #[derive(Clone, Debug, PartialEq)]
-    enum Part {
-        Simple(Vec<u8>),
-        Error(Vec<u8>),
-        Integer(i64),
-        Bulk(Vec<u8>),
-        Nil,
-        Array(usize),
-    }
-
-    fn next(decoder: &mut Decoder) -> Result<Option<Part>, RespError> {
-        let token = decoder.next()?;
-        Ok(token.map(|token| match token {
-            Token::Simple(span) => Part::Simple(decoder.bytes(span).to_vec()),
-            Token::Error(span) => Part::Error(decoder.bytes(span).to_vec()),
-            Token::Integer(number) => Part::Integer(number),
-            Token::Bulk(span) => Part::Bulk(decoder.bytes(span).to_vec()),
-            Token::Nil => Part::Nil,
-            Token::Array(length) => Part::Array(length),
-        }))
-    }
 
     fn receive(decoder: &mut Decoder, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -299,122 +270,16 @@ mod tests {
         }
     }
 
-    /// Decodes bytes that arrive in pieces of these lengths, repeated.
-    fn decode_pieces(mut bytes: &[u8], lengths: &[usize]) -> (Vec<Part>, Result<(), RespError>) {
-        let (mut decoder, mut parts) = (Decoder::default(), Vec::new());
-        for length in lengths.iter().cycle() {
-            if bytes.is_empty() {
-                break;
-            }
-            let (piece, rest) = bytes.split_at((*length).clamp(1, bytes.len()));
-            bytes = rest;
-            receive(&mut decoder, piece);
-            loop {
-                match next(&mut decoder) {
-                    Ok(Some(part)) => parts.push(part),
-                    Ok(None) => break,
-                    Err(error) => return (parts, Err(error)),
-                }
-            }
-        }
-        (parts, Ok(()))
-    }
-
-    fn flatten(frame: &OwnedFrame, out: &mut Vec<Part>) {
-        match frame {
-            OwnedFrame::SimpleString(text) => out.push(Part::Simple(text.clone())),
-            OwnedFrame::Error(text) => out.push(Part::Error(text.clone().into_bytes())),
-            OwnedFrame::Integer(number) => out.push(Part::Integer(*number)),
-            OwnedFrame::BulkString(text) => out.push(Part::Bulk(text.clone())),
-            OwnedFrame::Null => out.push(Part::Nil),
-            OwnedFrame::Array(frames) => {
-                out.push(Part::Array(frames.len()));
-                frames.iter().for_each(|frame| flatten(frame, out));
-            }
-        }
-    }
-
-    fn frame() -> impl Strategy<Value = OwnedFrame> {
-        let line = "[ -~]{0,40}";
-        let leaf = prop_oneof![
-            line.prop_map(|text| OwnedFrame::SimpleString(text.into_bytes())),
-            "ERR [ -~]{0,40}".prop_map(OwnedFrame::Error),
-            any::<i64>().prop_map(OwnedFrame::Integer),
-            vec(any::<u8>(), 0..300).prop_map(OwnedFrame::BulkString),
-            Just(OwnedFrame::Null),
-        ];
-        leaf.prop_recursive(4, 40, 6, |inner| vec(inner, 0..6).prop_map(OwnedFrame::Array))
-    }
-
-    fn encoded(frame: &OwnedFrame) -> Vec<u8> {
-        let mut out = vec![0; frame.encode_len(false)];
-        let length = encode(&mut out, frame, false).unwrap();
-        out.truncate(length);
-        out
-    }
-
-    proptest! {
-        #[test]
-        fn replies_of_another_encoder_are_decoded_in_any_pieces(
-            frames in vec(frame(), 1..4),
-            lengths in vec(1_usize..70, 1..5),
-        ) {
-            let (mut bytes, mut expected) = (Vec::new(), Vec::new());
-            for frame in &frames {
-                bytes.extend(encoded(frame));
-                flatten(frame, &mut expected);
-            }
-            prop_assert_eq!(decode_pieces(&bytes, &lengths), (expected, Ok(())));
-        }
-
-        #[test]
-        fn command_is_decoded_by_another_decoder(args in vec(vec(any::<u8>(), 0..200), 1..8)) {
-            let mut out = b"before".to_vec();
-            command(&mut out, &args.iter().map(Vec::as_slice).collect::<Vec<_>>());
-            let (frame, length) = decode(&out[6..]).unwrap().unwrap();
-            prop_assert_eq!(length, out.len() - 6);
-            let bulks = args.into_iter().map(OwnedFrame::BulkString).collect();
-            prop_assert_eq!(frame, OwnedFrame::Array(bulks));
-        }
-
-        /// Bytes that look like replies: what this decoder accepts, the other one accepts too, with the same result.
-        #[test]
-        fn accepted_bytes_mean_the_same_to_another_decoder(
-            bytes in "([+:$*-]|[0-9]{1,3}|-1|\r\n|\r\n|[a-c\r\n]){0,30}",
-            lengths in vec(1_usize..9, 1..4),
-        ) {
-            let bytes = bytes.into_bytes();
-            let whole = decode_pieces(&bytes, &[usize::MAX]);
-            prop_assert_eq!(&decode_pieces(&bytes, &lengths), &whole);
-            let (mut rest, mut expected) = (&bytes[..], Vec::new());
-            while let Ok(Some((frame, length))) = decode(rest) {
-                flatten(&frame, &mut expected);
-                rest = &rest[length..];
-            }
-            if whole.1.is_ok() {
-                prop_assert!(whole.0.starts_with(&expected), "{:?} and {:?}", whole.0, expected);
-            }
-        }
-
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..300), length in 1_usize..40) {
-            let _ = decode_pieces(&bytes, &[length]);
-        }
-    }
-
-    #[test]
-    fn reply_cut_at_every_byte_is_the_same() {
-        let reply = b"*2\r\n*3\r\n$5\r\na\r\nbc\r\n$0\r\n\r\n$-1\r\n*-1\r\n+OK\r\n-ERR no\r\n:-12\r\n";
-        let whole = decode_pieces(reply, &[reply.len()]);
-        assert_eq!((whole.0.len(), whole.1), (9, Ok(())));
-        for cut in 1..reply.len() {
-            assert_eq!(decode_pieces(reply, &[cut, reply.len()]), whole, "cut at {cut}");
-        }
+    fn result(bytes: &[u8]) -> Result<(), RespError> {
+        let mut decoder = Decoder::default();
+        receive(&mut decoder, bytes);
+        while decoder.next()?.is_some() {}
+        Ok(())
     }
 
     #[test]
     fn reply_beyond_a_limit_is_an_error() {
-        let check = |bytes: &[u8], error| assert_eq!(decode_pieces(bytes, &[1000]).1, Err(error));
+        let check = |bytes: &[u8], error| assert_eq!(result(bytes), Err(error));
         check(b"$67108865\r\n", RespError::BulkTooLong);
         check(b"*1025\r\n", RespError::ArrayTooLong);
         check(&[b"+".as_slice(), &[b'a'; LINE_BYTES_MAX + 1]].concat(), RespError::LineTooLong);
@@ -423,10 +288,7 @@ mod tests {
             check(bad, RespError::BadNumber);
         }
         check(b"HTTP/1.1 400 Bad Request\r\n", RespError::UnknownType(b'H'));
-        assert_eq!(
-            decode_pieces(&[b"+".as_slice(), &[b'a'; LINE_BYTES_MAX - 1], b"\r\n"].concat(), &[7]).1,
-            Ok(())
-        );
+        assert_eq!(result(&[b"+".as_slice(), &[b'a'; LINE_BYTES_MAX - 1], b"\r\n"].concat()), Ok(()));
     }
 
     /// A peer that announces 64 MiB and sends 100 bytes occupies little memory; a long string is released after it.

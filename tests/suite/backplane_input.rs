@@ -2,6 +2,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use redis_protocol::resp2::types::OwnedFrame;
 
 use crate::checks;
 
@@ -20,6 +21,19 @@ fn replies() -> impl Strategy<Value = Vec<u8>> {
 
 fn bulk(text: Vec<u8>) -> Vec<u8> {
     [format!("${}\r\n", text.len()).into_bytes(), text, b"\r\n".to_vec()].concat()
+}
+
+/// A reply that another encoder writes.
+fn frame() -> impl Strategy<Value = OwnedFrame> {
+    let line = "[ -~]{0,40}";
+    let leaf = prop_oneof![
+        line.prop_map(|text| OwnedFrame::SimpleString(text.into_bytes())),
+        "ERR [ -~]{0,40}".prop_map(OwnedFrame::Error),
+        any::<i64>().prop_map(OwnedFrame::Integer),
+        vec(any::<u8>(), 0..300).prop_map(OwnedFrame::BulkString),
+        Just(OwnedFrame::Null),
+    ];
+    leaf.prop_recursive(4, 40, 6, |inner| vec(inner, 0..6).prop_map(OwnedFrame::Array))
 }
 
 /// An entry of items whose kinds and lengths are plausible.
@@ -55,7 +69,20 @@ proptest! {
     }
 
     #[test]
+    fn replies_of_another_encoder_are_decoded_in_any_pieces(
+        frames in vec(frame(), 1..4),
+        lengths in vec(1_usize..70, 1..5),
+    ) {
+        checks::resp::check_frames(&frames, &lengths);
+    }
+
+    #[test]
     fn entries_of_any_form_keep_the_rules_of_the_format(data in entries()) {
+        checks::entry::check(&data);
+    }
+
+    #[test]
+    fn entries_of_any_values_are_decoded_as_they_were_encoded(data in vec(any::<u8>(), 0..3_000)) {
         checks::entry::check(&data);
     }
 

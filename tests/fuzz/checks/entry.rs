@@ -76,7 +76,18 @@ fn check_made(mut input: Input<'_>) {
     let mut buffers = vec![Vec::new(); values.len()];
     let items: Vec<Item<'_>> =
         values.iter().zip(&mut buffers).map(|(values, buffer)| item(values, buffer)).collect();
-    expect(&encode(header, &items), header, &items);
+    let mut bytes = encode(header, &items);
+    expect(&bytes, header, &items);
+    check_entry(&bytes, &Entry::parse(&bytes).expect("an encoded entry"));
+    // A few bytes are changed.
+    let changes = 1 + input.u8() % 4;
+    for _ in 0..changes {
+        let at = input.u32() as usize % bytes.len();
+        bytes[at] = input.u8();
+    }
+    if let Ok(entry) = Entry::parse(&bytes) {
+        check_entry(&bytes, &entry);
+    }
 }
 
 fn values(input: &mut Input<'_>) -> Values {

@@ -3,7 +3,8 @@
 
 use oyez::backplane::resp::{Decoder, RespError, Token, command};
 use redis_protocol::resp2::decode::decode;
-use redis_protocol::resp2::types::OwnedFrame;
+use redis_protocol::resp2::encode::encode;
+use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 
 use super::Input;
 
@@ -22,6 +23,9 @@ enum Part {
 const READ_BYTES: usize = 16 << 10;
 const KEPT_BYTES_MAX: usize = 256 << 10;
 
+/// Number of places at which the replies are cut.
+const CUTS_MAX: usize = 64;
+
 /// The other decoder is recursive.
 const ORACLE_ARRAYS_MAX: usize = 100;
 
@@ -34,6 +38,9 @@ pub fn check(data: &[u8]) {
     for lengths in [&[1][..], &[short], &[long, short]] {
         assert_eq!(decode_pieces(replies, lengths), whole, "in pieces of {lengths:?}");
     }
+    for cut in (1..replies.len()).take(CUTS_MAX) {
+        assert_eq!(decode_pieces(replies, &[cut, usize::MAX]), whole, "cut at {cut}");
+    }
     let arrays = whole.0.iter().filter(|part| matches!(part, Part::Array(_))).count();
     if whole.1.is_ok() && arrays <= ORACLE_ARRAYS_MAX {
         let (mut rest, mut expected) = (replies, Vec::new());
@@ -44,6 +51,18 @@ pub fn check(data: &[u8]) {
         assert!(whole.0.starts_with(&expected), "{:?}, and another decoder {expected:?}", whole.0);
     }
     check_command(replies, short);
+}
+
+/// Replies that another encoder has written are decoded completely, in pieces of any lengths.
+pub fn check_frames(frames: &[OwnedFrame], lengths: &[usize]) {
+    let (mut replies, mut expected) = (Vec::new(), Vec::new());
+    for frame in frames {
+        let mut reply = vec![0; frame.encode_len(false)];
+        let length = encode(&mut reply, frame, false).expect("a frame");
+        replies.extend_from_slice(&reply[..length]);
+        flatten(frame, &mut expected);
+    }
+    assert_eq!(decode_pieces(&replies, lengths), (expected, Ok(())));
 }
 
 /// A command of these bytes, in arguments of one length.
