@@ -34,7 +34,7 @@ impl AddressBlock {
     }
 }
 
-/// The limits of one address; `None` is no limit.
+/// The limits of one address; `None`: unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressLimits {
     /// Maximum concurrent connections.

@@ -17,7 +17,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// `number` tokens a second, and a burst of as many; 0 is no limit, and returns `None`. One second without a
+    /// `number` tokens a second, and a burst of as many; 0 means unlimited, and returns `None`. One second without a
     /// request refills such a bucket, whatever the number is.
     pub fn each_second(number: u32) -> Option<Rate> {
         NonZeroU32::new(number).map(|number| Rate { per_second: number, burst: number })

@@ -15,7 +15,7 @@ use crate::config::Limits;
 use crate::ids::SlotId;
 use crate::time::LoopTime;
 
-/// The limits of one publisher; `None` is no limit.
+/// The limits of one publisher; `None`: unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RateLimits {
     /// Rate of messages.
@@ -145,7 +145,7 @@ impl RateLimiter {
         self.buckets.len()
     }
 
-    /// Returns true if there are no active publishers.
+    /// Returns true if no publisher is active.
     pub fn is_empty(&self) -> bool {
         self.buckets.is_empty()
     }

@@ -1,5 +1,5 @@
-// What oyez.js decides by itself, with time, chance and the socket in the test's hands, and what only a client in JavaScript
-// has to do. What it has in common with other clients is in ../clients/transcripts.json.
+// The decisions of oyez.js, with a clock, random numbers and a socket that the test controls, and the duties of a client
+// in JavaScript. The rules for all clients are in ../clients/transcripts.json.
 
 import assert from 'node:assert/strict';
 import { describe, mock, test } from 'node:test';

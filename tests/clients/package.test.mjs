@@ -1,4 +1,4 @@
-// The npm package as it is published: what it contains, its types, Node, bundlers, and the React hook in a page. The
+// The npm package as it is published: its files, its types, Node, bundlers, and the React hook in a page. The
 // package and its neighbours are installed in the folder APP, which has this folder's app/; see run.
 
 import assert from 'node:assert/strict';

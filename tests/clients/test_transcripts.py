@@ -168,7 +168,7 @@ class Play:
     def step_closes(self, close: list[Any]) -> None:
         code, reason = close
         received = None if code == 1006 else Close(code, reason)
-        # 1006 is no code that a peer sends, except in a transcript.
+        # No peer sends the code 1006, except in a transcript.
         error = ConnectionClosedError(received or (Close(code, reason) if reason else None), None)
         self.connection.incoming.put_nowait(error)
 

@@ -327,7 +327,7 @@ class Publisher(Client):
         kind, ref = message.get("type"), message.get("ref")
         if kind == "hello":
             if self.run_id not in (None, message["run"]):
-                # The server knows none of the keys: what has no answer stays unknown.
+                # The server knows none of the keys: the outcome of publishes without an answer stays unknown.
                 self.in_flight.clear()
             self.run_id = message["run"]
             self.is_uncertain |= self.in_flight.keys()

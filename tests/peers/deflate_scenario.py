@@ -195,7 +195,7 @@ class Scenario:
         moments = sorted(self.random.randrange(MESSAGES * 9 // 10) for _ in joins)
         async with connect(self.server.url(CHANNELS[0]), proxy=None, compression=None) as prices, \
                 connect(self.server.url(CHANNELS[1]), proxy=None, compression=None) as news:
-            # What is published comes back to its publisher, which has to read.
+            # A published message returns to its publisher, which has to read.
             readers = [asyncio.create_task(self.drop(socket)) for socket in (prices, news)]
             joining = []
             for number in itertools.count():

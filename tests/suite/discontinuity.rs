@@ -1,5 +1,5 @@
 //! Notices that messages of a shared log are missing, to the subscribers of all channels. Method: an engine in memory
-//! over many channels, told of a discontinuity as the reader of the log does.
+//! over many channels, which is notified of a discontinuity as the reader of the log notifies it.
 
 use oyez::config::Limits;
 use oyez::ids::{GapReason, SlotId};

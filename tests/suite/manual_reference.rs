@@ -164,7 +164,7 @@ fn visible_length(cell: &str) -> usize {
     text.chars().filter(|one| !"`*[]".contains(*one)).count()
 }
 
-/// Widths of columns in a page of 100: a column that needs less than an equal share takes what it needs, and the others
+/// Widths of columns in a page of 100: a column that needs less than an equal share takes only that, and the others
 /// share the rest in proportion to their longest cells, as a browser does.
 fn column_widths(longest: &[usize]) -> Vec<usize> {
     const PAGE: usize = 100;
@@ -330,7 +330,7 @@ fn is_code(text: &str) -> bool {
 }
 
 /// The error codes in the sources: first arguments of the functions that make errors, fields named `code`, the
-/// codes of rejections, and words that stand before a sentence.
+/// codes of rejections, and words followed by a sentence.
 fn error_codes(folders: &[&str]) -> BTreeSet<String> {
     let mut codes = BTreeSet::new();
     let mut folders: Vec<_> = folders.iter().map(|name| root().join("src").join(name)).collect();

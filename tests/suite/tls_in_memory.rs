@@ -818,7 +818,7 @@ fn half_open_handshakes_count_as_connections_of_their_address() {
         tls.turn();
         ids.into_iter().filter(|&id| tls.rig.is_alive(id)).collect()
     };
-    // And 16 that are told so, as far as they can be: they have to finish their handshake within the same time.
+    // And 16 that receive the error response if they finish their handshake within the same time.
     let held = flood(&mut tls);
     assert_eq!(held.len(), 3 + 16);
     let rejected =

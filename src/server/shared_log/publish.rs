@@ -170,7 +170,7 @@ impl<T: Transport> Engine<T> {
         outcome
     }
 
-    /// The channel of a message of the log. `None` if there is no room for a new one.
+    /// The channel of a message of the log. `None` if the table of channels is full.
     fn open_for_item(&mut self, name: &str, pending: Option<&PendingPublish>) -> Option<ChannelId> {
         if let Some(channel) = self.hub.find(name) {
             return Some(channel);

@@ -1,4 +1,4 @@
-// Node as a runtime: the package by its name, with the WebSocket that Node has. Prints what it received.
+// Node as a runtime: the package by its name, with the WebSocket that Node has. Prints the received messages.
 
 import { Oyez, OyezError } from 'oyez';
 

@@ -45,7 +45,7 @@ fn check_text(mode: DeflateMode, text: &[u8]) {
     assert_eq!(again, accepted);
 }
 
-/// A parameter of an offer, and what it requires.
+/// A parameter of an offer, and its requirement.
 struct Parameter {
     text: &'static str,
     is_valid: bool,

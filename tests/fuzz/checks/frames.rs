@@ -46,7 +46,7 @@ fn is_open(outcome: &DecodeOutcome) -> bool {
 /// Messages, replies, and the end of the conversation.
 type Outcome = (Vec<(Kind, Vec<u8>)>, Vec<u8>, DecodeOutcome);
 
-/// What is received of bytes that arrive in pieces of these lengths, repeated.
+/// The messages received from bytes that arrive in pieces of these lengths, repeated.
 fn receive(mut bytes: &[u8], lengths: &[usize]) -> Outcome {
     let limits = Limits { message_bytes_max: MESSAGE_BYTES_MAX, ..Limits::default() };
     let (mut messages, mut replies, mut unfinished) = (Vec::new(), Vec::new(), None);

@@ -16,7 +16,7 @@ use super::Input;
 const RUN: u32 = 7;
 const EPOCH: u64 = 1_800_000_000_000_000;
 
-/// A link, and what it owes.
+/// A link, and the acknowledgements that it owes.
 struct Node {
     link: Link<u32>,
     now: u64,

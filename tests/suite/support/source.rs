@@ -28,7 +28,7 @@ pub struct Token {
 #[derive(Debug)]
 pub struct Import {
     pub line: usize,
-    /// The importing module, as `session/http/dispatch`; `session` stands for `session/mod.rs`.
+    /// The importing module, as `session/http/dispatch`; `session` is `session/mod.rs`.
     pub from: String,
     pub to: String,
     /// The first name after the module's; `*` for all.
