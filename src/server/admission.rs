@@ -37,7 +37,7 @@ impl<T: Transport> Engine<T> {
 
     fn insert(&mut self, transport: T, peer: Peer, state: State) -> SlotId {
         let id = self.slots.insert(transport, peer, state, Outbox::Empty);
-        self.shared.client_log.open(id, self.shared.authenticator.unix_now);
+        self.shared.connection_log.open(id, self.shared.authenticator.unix_now);
         id
     }
 

@@ -113,7 +113,7 @@ impl<T: Transport> Engine<T> {
             Intent::Warn(line) => warn!("{line}"),
             Intent::LogRequest(request) => {
                 if let Some(slot) = self.slots.get(id) {
-                    self.shared.client_log.request(id, slot.peer, request);
+                    self.shared.connection_log.request(id, slot.peer, request);
                 }
             }
             Intent::BeginClose { close_frame } => self.begin_close_frame(id, close_frame, now),

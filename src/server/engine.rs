@@ -12,7 +12,7 @@ use std::mem;
 
 use log::debug;
 
-use super::client_log;
+use super::connection_log;
 use super::drain_schedule::DrainSchedule;
 use super::gathered::Gathered;
 use super::log_limit::{LogLimits, LogLine};
@@ -140,14 +140,14 @@ impl<T: Transport> Engine<T> {
     }
 
     fn flush_slot(&mut self, id: SlotId, now: LoopTime) {
-        let Engine { slots, pressure, shared: Shared { limits, metrics, client_log, .. }, .. } = self;
+        let Engine { slots, pressure, shared: Shared { limits, metrics, connection_log, .. }, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
         if slot.is_withheld() {
             return;
         }
         let (written, left) = slot.flush(SlowConsumerLimits::of(limits), now);
         metrics.sent_bytes += written as u64;
-        client_log.count(id, 0, written);
+        connection_log.count(id, 0, written);
         if slot.is_throttling() && slot.outbox.is_empty() {
             pressure.end(slot, now);
         }
@@ -232,9 +232,10 @@ impl<T: Transport> Engine<T> {
                 self.rejected -= 1;
             }
             // Lines of a level that is off are not counted as suppressed.
-            let is_admitted = client_log::is_logged(ended) && self.admits_line(LogLine::Close(reason), now);
-            let Shared { client_log, authenticator, .. } = &mut self.shared;
-            client_log.close(id, slot.peer, ended, authenticator.unix_now, is_admitted);
+            let is_admitted =
+                connection_log::is_logged(ended) && self.admits_line(LogLine::Close(reason), now);
+            let Shared { connection_log, authenticator, .. } = &mut self.shared;
+            connection_log.close(id, slot.peer, ended, authenticator.unix_now, is_admitted);
         }
         if !to_reap.is_empty() {
             self.slots.shrink_at(now);

@@ -44,9 +44,9 @@
 mod admission;
 mod backplane;
 mod channel_listing;
-mod client_log;
 mod client_tables;
 pub mod clock_snapshot;
+mod connection_log;
 mod cost;
 mod deliver;
 mod disconnect;

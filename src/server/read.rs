@@ -154,7 +154,7 @@ impl<T: Transport> Engine<T> {
         let cost = bytes + ctx.cost;
         let is_busy = cost > SPARSE_COST_BYTES_MAX || state.has_waiting_requests();
         ctx.metrics.received_bytes += bytes as u64;
-        shared.client_log.count(id, bytes, 0);
+        shared.connection_log.count(id, bytes, 0);
         slots.set_busy(id, is_busy);
         match after {
             AfterRead::Wait => {}

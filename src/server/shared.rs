@@ -2,7 +2,7 @@
 //!
 //! It is separate from the slots, so that a slot and the shared state can be borrowed at the same time.
 
-use super::client_log::ClientLog;
+use super::connection_log::ConnectionLog;
 use super::memory::MemoryBudget;
 use super::slot::Slot;
 use crate::access::authenticator::Authenticator;
@@ -39,7 +39,7 @@ pub struct Shared {
     /// The log that messages are published in.
     pub log_mode: LogMode,
     /// The records of connections for their close lines.
-    pub(super) client_log: ClientLog,
+    pub(super) connection_log: ConnectionLog,
     /// Intents of the session that is called; empty between sessions.
     pub(super) session_intents: Vec<Intent>,
 }
@@ -56,7 +56,7 @@ impl Shared {
             metrics: Metrics::default(),
             memory: MemoryBudget::new(limits.memory_bytes_max),
             log_mode: LogMode::Own,
-            client_log: ClientLog::new(),
+            connection_log: ConnectionLog::new(),
             session_intents: Vec::new(),
             limits,
         }
@@ -83,7 +83,7 @@ impl Shared {
             now,
             ping_offset,
             log_mode: self.log_mode,
-            logs_requests: self.client_log.is_enabled(),
+            logs_requests: self.connection_log.is_enabled(),
             is_memory_short: self.memory.is_in_force(MemoryStep::RejectLarge),
             outbox,
             intents: &mut self.session_intents,

@@ -20,14 +20,14 @@ use crate::tables::shrink;
 
 /// The records of all connections.
 #[derive(Debug)]
-pub(super) struct ClientLog {
+pub(super) struct ConnectionLog {
     /// `None` if no lines need them.
-    records: Option<HashMap<SlotId, ClientRecord>>,
+    records: Option<HashMap<SlotId, ConnectionRecord>>,
 }
 
 /// The data of a connection for its close line.
 #[derive(Debug, Default)]
-struct ClientRecord {
+struct ConnectionRecord {
     /// Unix time at which the connection was accepted, in seconds.
     opened_at: u64,
     received_bytes: u64,
@@ -36,10 +36,10 @@ struct ClientRecord {
     request: Option<Box<RequestLog>>,
 }
 
-impl ClientLog {
+impl ConnectionLog {
     /// A log that keeps records if the log level requires them.
-    pub(super) fn new() -> ClientLog {
-        ClientLog { records: log_enabled!(target: CONNECTION, Level::Debug).then(HashMap::new) }
+    pub(super) fn new() -> ConnectionLog {
+        ConnectionLog { records: log_enabled!(target: CONNECTION, Level::Debug).then(HashMap::new) }
     }
 
     /// Returns true if records are kept.
@@ -50,7 +50,7 @@ impl ClientLog {
     /// Records an accepted connection.
     pub(super) fn open(&mut self, id: SlotId, unix_now: u64) {
         if let Some(records) = &mut self.records {
-            records.insert(id, ClientRecord { opened_at: unix_now, ..ClientRecord::default() });
+            records.insert(id, ConnectionRecord { opened_at: unix_now, ..ConnectionRecord::default() });
         }
     }
 
@@ -126,7 +126,7 @@ fn value(detail: &Detail) -> Value<'_> {
     }
 }
 
-impl ClientRecord {
+impl ConnectionRecord {
     fn append<'a>(&'a self, fields: &mut Vec<(&'a str, Value<'a>)>, unix_now: u64) {
         if let Some(request) = &self.request {
             let RequestLog { path, origin, agent, .. } = &**request;
