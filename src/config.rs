@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::byte_size::ByteSize;
 use crate::features::HasBackplane;
 use crate::plural::plural;
 
@@ -556,6 +557,7 @@ impl Limits {
     /// The two that conflict, and how to fix them.
     pub fn check(&self) -> Result<(), ConflictingLimits> {
         let reject = |text: String| Err(ConflictingLimits(text));
+        let size = |bytes: usize| ByteSize::from(bytes);
         let (largest, flag) = if self.message_bytes_max >= self.body_bytes_max {
             (self.message_bytes_max, "--message-bytes-max")
         } else {
@@ -569,26 +571,36 @@ impl Limits {
         }
         if self.outbox_bytes_max < turn_bytes {
             return reject(format!(
-                "--outbox-bytes-max {} cannot hold what --read-bytes-per-turn {} and {flag} {largest} let one turn publish: raise the first to {turn_bytes} or lower the others",
-                self.outbox_bytes_max, self.read_bytes_per_turn
+                "--outbox-bytes-max {} cannot hold the messages that --read-bytes-per-turn {} and {flag} {} let one turn \
+                 publish: raise the first to {}, or lower the others",
+                size(self.outbox_bytes_max),
+                size(self.read_bytes_per_turn),
+                size(largest),
+                ByteSize::at_least(turn_bytes as u64)
             ));
         }
         if self.read_bytes_per_turn < self.read_bytes_per_connection {
             return reject(format!(
                 "--read-bytes-per-turn {} is less than --read-bytes-per-connection {}: raise the first or lower the second",
-                self.read_bytes_per_turn, self.read_bytes_per_connection
+                size(self.read_bytes_per_turn),
+                size(self.read_bytes_per_connection)
             ));
         }
         let memory_bytes_min = self.outbox_bytes_max.max(largest) as u64 * Self::MEMORY_SHARES;
         if (1..memory_bytes_min).contains(&self.memory_bytes_max) {
             return reject(format!(
-                "--memory-max {} is too small for --outbox-bytes-max {} and {flag} {largest}: give the server at least {memory_bytes_min} bytes (twice that for its control group or machine), or lower the others",
-                self.memory_bytes_max, self.outbox_bytes_max,
+                "--memory-max {} is too small for --outbox-bytes-max {} and {flag} {}: give the server at least {} \
+                 (twice that for its control group or machine), or lower the others",
+                ByteSize(self.memory_bytes_max),
+                size(self.outbox_bytes_max),
+                size(largest),
+                ByteSize::at_least(memory_bytes_min)
             ));
         }
         if self.drain_ms < self.close_timeout_ms {
             return reject(format!(
-                "--drain-seconds {} is less than --close-timeout-ms {}: a close handshake would not fit in the drain",
+                "--drain-seconds {} is less than --close-timeout-ms {}, so a close handshake would not fit in the \
+                 drain: raise the first or lower the second",
                 self.drain_ms / 1_000,
                 self.close_timeout_ms
             ));

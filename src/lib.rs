@@ -98,6 +98,7 @@
 
 pub mod access;
 pub mod backplane;
+pub mod byte_size;
 pub mod cli;
 pub mod client;
 pub mod close;

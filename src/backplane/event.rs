@@ -390,8 +390,7 @@ impl fmt::Display for LinkNotice {
             LinkNotice::NewEpoch { epoch, reason, survived, position } => {
                 write!(f, "new epoch {epoch} reason={reason} last_survived={survived} position={position}")
             }
-            LinkNotice::Discontinuity { cause, missing: Some(missing) } => {
-                let MissingEntries { run, first, last } = missing;
+            LinkNotice::Discontinuity { cause, missing: Some(MissingEntries { run, first, last }) } => {
                 let cause = cause.as_str();
                 write!(f, "discontinuity reason={cause} run={run:08x} numbers={first}..{last} channels=all")
             }
@@ -405,9 +404,11 @@ impl fmt::Display for LinkNotice {
                 }
                 if runs.len() > 10 { write!(f, " and {} more", runs.len() - 10) } else { Ok(()) }
             }
-            LinkNotice::MayEvict { policy } => {
-                write!(f, "maxmemory with policy {policy}: Redis may evict the log")
-            }
+            LinkNotice::MayEvict { policy } => write!(
+                f,
+                "maxmemory-policy {policy}: Redis may evict the log, a gap for all subscribers; run CONFIG SET \
+                 maxmemory-policy noeviction, and change the configuration file of Redis"
+            ),
             LinkNotice::NodeJoined(run) => write!(f, "node {run:08x} joined"),
             LinkNotice::NodeTimedOut(run) => write!(f, "node {run:08x} timed out"),
             LinkNotice::NodeShutDown(run) => write!(f, "node {run:08x} shut down"),
@@ -428,7 +429,7 @@ impl fmt::Display for LinkNotice {
                 write!(f, "replicas with the last entries: {replicas}; publishes are acknowledged again")
             }
             LinkNotice::OutOfMemory => {
-                f.write_str("Redis is out of memory (maxmemory); publishes are rejected")
+                f.write_str("Redis is out of memory: publishes are rejected; raise maxmemory, well above --backplane-bytes-max")
             }
         }
     }

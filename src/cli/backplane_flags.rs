@@ -9,6 +9,7 @@ use super::key_files;
 use super::missing;
 use super::values::{bytes, millis, seconds};
 use crate::backplane::resp::BULK_BYTES_MAX;
+use crate::byte_size::ByteSize;
 use crate::config::{BackplaneAddress, BackplaneConfig, Limits};
 use crate::features::HasBackplane;
 
@@ -105,8 +106,10 @@ impl BackplaneFlags {
         }
         if self.backplane_bytes_max < BYTES_MAX_MIN {
             return Err(Failure::Usage(format!(
-                "--backplane-bytes-max {} is less than 1MiB: a node that starts reads the histories from the log",
-                self.backplane_bytes_max
+                "--backplane-bytes-max {} is less than {}: raise it, since a node that starts reads the histories from the \
+                 log",
+                ByteSize::from(self.backplane_bytes_max),
+                ByteSize::from(BYTES_MAX_MIN)
             )));
         }
         self.check_message_size(limits)?;
@@ -168,14 +171,18 @@ impl BackplaneFlags {
         let entry = bytes.saturating_add(MESSAGE_OVERHEAD_BYTES);
         if entry > pending {
             return Err(Failure::Usage(format!(
-                "{flag} {bytes} and {MESSAGE_OVERHEAD_BYTES} bytes more do not fit into \
-                 --backplane-pending-bytes-max {pending}: raise it to {entry}, or lower {flag}"
+                "{flag} {} and {} more do not fit into --backplane-pending-bytes-max {}: raise it to {}, or lower {flag}",
+                ByteSize::from(bytes),
+                ByteSize::from(MESSAGE_OVERHEAD_BYTES),
+                ByteSize::from(pending),
+                ByteSize::at_least(entry as u64)
             )));
         }
         if entry > BULK_BYTES_MAX {
-            let most = BULK_BYTES_MAX - MESSAGE_OVERHEAD_BYTES;
             return Err(Failure::Usage(format!(
-                "{flag} {bytes} is too much with --backplane: nodes read messages of at most {most} bytes from the log"
+                "{flag} {} is too much with --backplane: nodes read messages of at most {} from the log, so lower it",
+                ByteSize::from(bytes),
+                ByteSize::from(BULK_BYTES_MAX - MESSAGE_OVERHEAD_BYTES)
             )));
         }
         Ok(())

@@ -62,6 +62,11 @@ impl DeflateFlags {
         }
     }
 
+    /// Returns true if a compression level is given, and nothing is compressed.
+    pub(super) fn has_level_without_effect(&self) -> bool {
+        matches!(self.deflate, DeflateFlag::Off) && self.deflate_level.is_some()
+    }
+
     /// The channels that are excluded from compression.
     pub(super) fn excluded(&self) -> Result<Patterns, Failure> {
         Patterns::parse(self.deflate_exclude.iter().map(String::as_str))

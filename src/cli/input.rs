@@ -11,6 +11,8 @@ use std::thread;
 
 use mio::Waker;
 
+use crate::byte_size::ByteSize;
+
 /// Maximum length of a line, and of the whole input, in bytes; no server accepts more.
 pub(super) const INPUT_BYTES_MAX: u64 = 64 << 20;
 
@@ -52,7 +54,10 @@ fn read_whole(send: impl Fn(InputBatch) -> Result<(), String>) -> Result<(), Str
     let mut input = io::stdin().lock().take(INPUT_BYTES_MAX + 1);
     input.read_to_end(&mut message).map_err(|error| format!("standard input: {error}"))?;
     if message.len() as u64 > INPUT_BYTES_MAX {
-        return Err(format!("standard input is larger than {INPUT_BYTES_MAX} bytes"));
+        return Err(format!(
+            "standard input is larger than {}: send it as several messages",
+            ByteSize(INPUT_BYTES_MAX)
+        ));
     }
     send(InputBatch { messages: vec![message], end: None })
 }
@@ -73,7 +78,7 @@ fn read_lines(send: impl Fn(InputBatch) -> Result<(), String>) -> Result<(), Str
             line.pop();
         } else if count as u64 > INPUT_BYTES_MAX {
             send(batch)?;
-            return Err(format!("line {number} is longer than {INPUT_BYTES_MAX} bytes"));
+            return Err(format!("line {number} is longer than {}", ByteSize(INPUT_BYTES_MAX)));
         }
         if std::str::from_utf8(&line).is_err() {
             send(batch)?;

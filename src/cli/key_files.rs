@@ -11,6 +11,7 @@ use log::warn;
 use super::failure::Failure;
 use crate::access::keys::{BadKey, Keys, SigningKey};
 use crate::access::metrics_token::{METRICS_TOKEN_BYTES_MIN, MetricsToken};
+use crate::byte_size::ByteSize;
 
 /// Maximum size of a file: sixteen keys take a hundredth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -165,7 +166,8 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     File::open(path).map_err(failed)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        let text = format!("{flag} {}: larger than {FILE_BYTES_MAX} bytes; not a key file", path.display());
+        let size = ByteSize(FILE_BYTES_MAX);
+        let text = format!("{flag} {}: larger than {size}; not a key file", path.display());
         return Err(Failure::Usage(text));
     }
     Ok(bytes)

@@ -368,6 +368,8 @@ impl ServeFlags {
              processes only"
         } else if self.proxy_protocol && self.trusted_proxies.is_empty() {
             "--proxy-protocol needs the networks of the proxies: --trusted-proxy"
+        } else if self.deflate.has_level_without_effect() {
+            "--deflate-level has no effect with --deflate off: remove one of them"
         } else {
             return Ok(());
         };

@@ -317,11 +317,13 @@ fn contradicting_flags_are_rejected_at_start() {
     };
     check(&["--message-bytes-max=2MiB"], "--outbox-bytes-max");
     check(&["--body-bytes-max=2MiB"], "--outbox-bytes-max");
-    check(&["--memory-max=8191KiB"], "--memory-max 8387584 is too small for --outbox-bytes-max 2097152");
+    check(&["--memory-max=8191KiB"], "--memory-max 8191KiB is too small for --outbox-bytes-max 2MiB");
     check(&["--read-bytes-per-turn=1KiB"], "--read-bytes-per-connection");
     check(&["--drain-seconds=1"], "--close-timeout-ms");
     check(&["--connections-max=2000000000"], "LimitNOFILE");
     check(&["--proxy-protocol"], "--trusted-proxy");
+    #[cfg(feature = "deflate")]
+    check(&["--deflate=off", "--deflate-level=6"], "--deflate-level has no effect with --deflate off");
 }
 
 #[cfg(all(feature = "backplane", feature = "history-file", feature = "tls"))]
