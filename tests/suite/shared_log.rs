@@ -18,7 +18,7 @@ fn texts(notices: &[Value]) -> Vec<&str> {
     notices.iter().filter_map(|notice| notice["text"].as_str()).collect()
 }
 
-/// The last entry of a server: its notice of shutdown.
+/// The last entry of a node: its notice of shutdown.
 fn shutdown_entry(run: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     EntryHeader { run, number: 1, is_resent: false }.append(&mut bytes);
@@ -31,7 +31,7 @@ fn of_type<'a>(notices: &'a [Value], kind: &str) -> Option<&'a Value> {
 }
 
 #[test]
-fn message_reaches_subscribers_of_all_servers_in_one_order_with_one_id() {
+fn message_reaches_subscribers_of_all_nodes_in_one_order_with_one_id() {
     let mut cluster = Cluster::of(3);
     let subscribers: Vec<SlotId> = (0..3).map(|at| cluster.v1(at, "/ws/a")).collect();
     let publishers: Vec<SlotId> = (0..3).map(|at| cluster.join(at, "/ws/a?echo=0")).collect();
@@ -68,7 +68,7 @@ fn publish_is_acknowledged_when_it_is_read_back() {
     cluster.publish_http(0, http, "a", "y", "");
     cluster.settle();
     assert_eq!((cluster.notices(0, id).len(), cluster.rig(0).responses(http).len()), (0, 0));
-    assert_eq!(cluster.rig(1).engine.hub.history_usage().messages, 2, "the other server has applied them");
+    assert_eq!(cluster.rig(1).engine.hub.history_usage().messages, 2, "the other node has applied them");
     cluster.nodes[0].is_cut = false;
     cluster.settle();
     let notices = cluster.notices(0, id);
@@ -182,7 +182,7 @@ fn publishes_over_the_limit_of_pending_bytes_are_rejected_at_once() {
 }
 
 #[test]
-fn idempotency_key_is_known_on_every_server() {
+fn idempotency_key_is_known_on_every_node() {
     let mut cluster = Cluster::of(3);
     let subscriber = cluster.v1(2, "/ws/a");
     let key = "Idempotency-Key: \"k\"\r\n";
@@ -197,7 +197,7 @@ fn idempotency_key_is_known_on_every_server() {
     assert_eq!((bodies[0].0, &bodies[1], bodies[2].0), (200, &bodies[0], 422), "{bodies:?}");
     assert_eq!(bodies[3], bodies[0]);
     assert_eq!(texts(&cluster.notices(2, subscriber)), ["x"]);
-    // The same key in flight on two servers at once: the first in the log wins.
+    // The same key in flight on two nodes at once: the first in the log wins.
     let ids = [0, 1].map(|at| {
         let http = cluster.http(at);
         cluster.publish_http(at, http, "a", "y", "Idempotency-Key: \"race\"\r\n");
@@ -211,7 +211,7 @@ fn idempotency_key_is_known_on_every_server() {
 }
 
 #[test]
-fn client_resumes_on_another_server_without_a_gap() {
+fn client_resumes_on_another_node_without_a_gap() {
     let mut cluster = Cluster::of(2);
     let (id, publisher) = (cluster.v1(0, "/ws/a"), cluster.join(1, "/ws/a?echo=0"));
     cluster.rig(1).send_text(publisher, "1");
@@ -228,7 +228,7 @@ fn client_resumes_on_another_server_without_a_gap() {
 }
 
 #[test]
-fn cursor_ahead_of_a_server_waits_until_it_has_read_the_log() {
+fn cursor_ahead_of_a_node_waits_until_it_has_read_the_log() {
     let mut cluster = Cluster::of(2);
     let (id, publisher) = (cluster.v1(0, "/ws/a"), cluster.join(0, "/ws/a?echo=0"));
     cluster.nodes[1].is_cut = true;
@@ -278,7 +278,7 @@ fn connection_whose_cursor_cannot_be_judged_is_closed_after_its_timeout() {
 }
 
 #[test]
-fn cursors_ahead_of_a_server_without_its_log_cost_one_entry() {
+fn cursors_ahead_of_a_node_without_its_log_cost_one_entry() {
     let mut cluster = Cluster::of(1);
     let epoch = cluster.rig(0).engine.hub.head().epoch;
     cluster.stop_log();
@@ -295,7 +295,7 @@ fn cursors_ahead_of_a_server_without_its_log_cost_one_entry() {
 }
 
 #[test]
-fn server_that_cannot_read_the_log_appends_no_more_with_each_attempt() {
+fn node_that_cannot_read_the_log_appends_no_more_with_each_attempt() {
     let mut cluster = Cluster::of(2);
     cluster.log.data.log.push(Rc::new(Record {
         id: (cluster.log.epoch().unwrap(), 1_000),
@@ -362,7 +362,7 @@ fn message_that_an_earlier_link_may_have_appended_is_not_reported_as_unpublished
 }
 
 #[test]
-fn server_that_knows_more_keys_than_another_decides_as_that_one_does() {
+fn node_that_knows_more_keys_than_another_decides_as_that_one_does() {
     let mut cluster = Cluster::of(1);
     let publish = |cluster: &mut Cluster, at: usize, body: &str| {
         let http = cluster.http(at);
@@ -372,7 +372,7 @@ fn server_that_knows_more_keys_than_another_decides_as_that_one_does() {
         (response.status, response.body.split(',').next().unwrap().to_owned())
     };
     let first = publish(&mut cluster, 0, "1");
-    // The second server starts after the key's entry was trimmed.
+    // The second node starts after the key's entry was trimmed.
     cluster.log.data.log.clear();
     cluster.log.data.log.push(Rc::new(Record {
         id: (cluster.log.epoch().unwrap(), cluster.log.data.state["seq"].parse().unwrap()),
@@ -385,11 +385,11 @@ fn server_that_knows_more_keys_than_another_decides_as_that_one_does() {
     let subscribers = [0, 1].map(|at| cluster.v1(at, "/ws/a"));
     cluster.settle();
     subscribers.iter().enumerate().for_each(|(at, &id)| drop(cluster.notices(at, id)));
-    assert_eq!(publish(&mut cluster, 0, "1"), first, "the first server knows it");
+    assert_eq!(publish(&mut cluster, 0, "1"), first, "the first node knows it");
     let second = publish(&mut cluster, 1, "2");
     assert_eq!(second.0, 200, "the second one does not");
     for (at, id) in subscribers.into_iter().enumerate() {
-        assert_eq!(texts(&cluster.notices(at, id)), ["2"], "server {at}");
+        assert_eq!(texts(&cluster.notices(at, id)), ["2"], "node {at}");
     }
     assert_eq!(publish(&mut cluster, 0, "2"), second, "now both know it");
     assert_eq!(publish(&mut cluster, 1, "3").0, 422);
@@ -455,7 +455,7 @@ fn requests_are_rejected_until_the_log_was_read_for_the_first_time() {
 }
 
 #[test]
-fn server_that_starts_has_the_history_of_the_log_with_its_ages() {
+fn node_that_starts_has_the_history_of_the_log_with_its_ages() {
     let mut cluster = Cluster::of(1);
     let http = cluster.http(0);
     cluster.publish_http(0, http, "a", "old", "");
@@ -472,7 +472,7 @@ fn server_that_starts_has_the_history_of_the_log_with_its_ages() {
 }
 
 #[test]
-fn new_epoch_after_flushall_is_a_gap_on_all_servers_and_no_id_is_used_twice() {
+fn new_epoch_after_flushall_is_a_gap_on_all_nodes_and_no_id_is_used_twice() {
     let mut cluster = Cluster::of(2);
     let subscribers = [0, 1].map(|at| cluster.v1(at, "/ws/a"));
     let raw = cluster.join(1, "/ws/b");
@@ -505,7 +505,7 @@ fn new_epoch_after_flushall_is_a_gap_on_all_servers_and_no_id_is_used_twice() {
 }
 
 #[test]
-fn hello_names_the_log_and_the_server() {
+fn hello_names_the_log_and_the_node() {
     let mut cluster = Cluster::of(2);
     let hello = [0, 1].map(|at| {
         let id = cluster.v1(at, "/ws/a");
@@ -570,7 +570,7 @@ fn drain_answers_publishes_that_wait_for_the_log() {
 }
 
 #[test]
-fn older_data_of_the_log_is_a_loss_on_all_servers_and_no_id_is_used_twice() {
+fn older_data_of_the_log_is_a_loss_on_all_nodes_and_no_id_is_used_twice() {
     let mut cluster = Cluster::of(2);
     let (subscriber, publisher) = (cluster.v1(1, "/ws/a"), cluster.join(0, "/ws/a?echo=0"));
     for text in ["1", "2", "3"] {
@@ -622,7 +622,7 @@ fn request_that_arrives_before_the_log_has_responded_is_answered_in_order() {
 }
 
 #[test]
-fn messages_that_only_another_server_has_read_are_a_gap_after_the_last_known_one() {
+fn messages_that_only_another_node_has_read_are_a_gap_after_the_last_known_one() {
     let mut cluster = Cluster::of(2);
     let subscriber = cluster.v1(1, "/ws/a");
     let http = cluster.http(0);
@@ -634,7 +634,7 @@ fn messages_that_only_another_server_has_read_are_a_gap_after_the_last_known_one
     };
     let known = publish(&mut cluster, "known");
     cluster.settle();
-    // The second server reads nothing, and the log loses what the first one has acknowledged.
+    // The second node reads nothing, and the log loses what the first one has acknowledged.
     let acknowledged = [publish(&mut cluster, "lost"), publish(&mut cluster, "lost too")];
     cluster.stop_log();
     cluster.log = LogServer::new(cluster.log.version(2), 2);
@@ -694,7 +694,7 @@ fn key_of_a_message_that_the_log_has_lost_is_published_again() {
     cluster.advance_ms(4_000);
     let again = publish(&mut cluster, 1);
     assert_ne!(again, first);
-    assert_eq!(publish(&mut cluster, 0), again, "all servers have forgotten the first one");
+    assert_eq!(publish(&mut cluster, 0), again, "all nodes have forgotten the first one");
     assert_eq!(texts(&cluster.notices(1, subscriber)), ["x", "x"]);
 }
 
@@ -713,7 +713,7 @@ fn publish_and_settle(cluster: &mut Cluster, channel: &str, text: &str) -> Strin
     serde_json::from_str::<Value>(&response.body).unwrap()["id"].as_str().unwrap().to_owned()
 }
 
-/// The reason of the gap that a client gets which resumes a channel at the second server.
+/// The reason of the gap that a client gets which resumes a channel at the second node.
 fn gap_at_second(cluster: &mut Cluster, channel: &str, cursor: &str) -> Option<String> {
     let id = cluster.v1(1, &format!("/ws/{channel}?since={cursor}"));
     cluster.settle();
@@ -722,7 +722,7 @@ fn gap_at_second(cluster: &mut Cluster, channel: &str, cursor: &str) -> Option<S
 }
 
 #[test]
-fn cursor_before_the_first_entry_that_a_server_has_read_is_a_gap() {
+fn cursor_before_the_first_entry_that_a_node_has_read_is_a_gap() {
     let mut cluster = Cluster::of(1);
     let cursor = publish_and_settle(&mut cluster, "a", "first");
     publish_and_settle(&mut cluster, "a", "trimmed");
@@ -752,7 +752,7 @@ fn cursor_before_trimmed_entries_is_a_gap_in_a_channel_that_is_not_known_here() 
 }
 
 #[test]
-fn cursor_before_a_message_for_which_a_server_had_no_room_is_a_gap() {
+fn cursor_before_a_message_for_which_a_node_had_no_room_is_a_gap() {
     let mut cluster = Cluster::of(1);
     cluster.add(2, &Limits { channels_max: 1, ..Limits::default() });
     cluster.advance_ms(500);
@@ -786,7 +786,7 @@ fn cursor_at_which_a_loss_is_found_later_is_a_gap() {
         rig.now = rig.now.after(50);
         cluster.turn(at);
     };
-    // Only the second server is connected again, and nothing that it has read is missing.
+    // Only the second node is connected again, and nothing that it has read is missing.
     (0..40).for_each(|_| advance(&mut cluster, 1));
     let client = cluster.v1(1, "/ws/a");
     (0..4).for_each(|_| cluster.turn(1));
@@ -794,7 +794,7 @@ fn cursor_at_which_a_loss_is_found_later_is_a_gap() {
     let cursor = of_type(&notices, "subscribed").expect("subscribed")["id"].as_str().unwrap().to_owned();
     cluster.rig(1).reset(client);
     cluster.turn(1);
-    // The next entry is one of the first server, and its number shows that entries are missing.
+    // The next entry is one of the first node, and its number shows that entries are missing.
     (0..10).for_each(|_| advance(&mut cluster, 0));
     cluster.settle();
     assert_eq!(gap_at_second(&mut cluster, "a", &cursor).as_deref(), Some("lost"), "{cursor}");

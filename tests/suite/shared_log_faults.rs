@@ -19,7 +19,7 @@ fn get(cluster: &mut Cluster, at: usize, path: &str) -> SlotId {
     http
 }
 
-/// Publishes at the first server, while the second one does not read the log. Returns the message's id.
+/// Publishes at the first node, while the second one does not read the log. Returns the message's id.
 fn publish_unread(cluster: &mut Cluster, text: &str) -> String {
     let http = cluster.http(0);
     cluster.nodes[1].is_reader_cut = true;
@@ -30,7 +30,7 @@ fn publish_unread(cluster: &mut Cluster, text: &str) -> String {
 }
 
 #[test]
-fn history_after_a_cursor_that_is_ahead_of_the_server_waits_until_it_has_read_the_log() {
+fn history_after_a_cursor_that_is_ahead_of_the_node_waits_until_it_has_read_the_log() {
     let mut cluster = Cluster::of(2);
     let http = cluster.http(0);
     cluster.publish_http(0, http, "a", "1", "");
@@ -44,7 +44,7 @@ fn history_after_a_cursor_that_is_ahead_of_the_server_waits_until_it_has_read_th
     cluster.settle();
     let page: Value = serde_json::from_str(&cluster.rig(1).responses(history)[0].body).unwrap();
     assert!(page["gap"].is_null() && page["messages"] == Value::Array(Vec::new()), "{page}");
-    // A server that cannot check the cursor returns no history.
+    // A node that cannot check the cursor returns no history.
     let ahead = publish_unread(&mut cluster, "3");
     let history = get(&mut cluster, 1, &format!("/v1/channels/a/history?since={ahead}"));
     cluster.advance_ms(TIMEOUT_MS + 500);
@@ -114,7 +114,7 @@ fn declared(cluster: &Cluster) -> Vec<(u64, u32)> {
     found
 }
 
-/// A server that starts with other settings reads those of the log, and it alone logs a warning.
+/// A node that starts with other settings reads those of the log, and it alone logs a warning.
 #[test]
 fn settings_of_the_log_are_declared_again_before_they_are_trimmed() {
     let limits = Limits::default();
@@ -133,7 +133,7 @@ fn settings_of_the_log_are_declared_again_before_they_are_trimmed() {
     assert!(declared.len() <= 16, "{declared:?}");
 }
 
-/// Only an operator writes such an id by hand. Messages after it have no distinct ids, and the server continues.
+/// Only an operator writes such an id by hand. Messages after it have no distinct ids, and the node continues.
 #[test]
 fn messages_after_the_largest_id_do_not_overflow() {
     let mut cluster = Cluster::of(1);

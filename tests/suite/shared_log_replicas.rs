@@ -1,4 +1,4 @@
-//! Acknowledgements that wait for replicas of the log's server. Method: servers and a log in memory, whose replicas
+//! Acknowledgements that wait for replicas of the log's server. Method: nodes and a log in memory, whose replicas
 //! respond when the test lets them.
 
 use oyez::config::Limits;
@@ -17,7 +17,7 @@ fn of_type<'a>(notices: &'a [Value], kind: &str) -> Option<&'a Value> {
     notices.iter().find(|notice| notice["type"] == kind)
 }
 
-/// A server that waits for a replica that does not respond, and the connections that have published: over `oyez.v1`,
+/// A node that waits for a replica that does not respond, and the connections that have published: over `oyez.v1`,
 /// HTTP, and a raw WebSocket that closes.
 struct Unreplicated {
     cluster: Cluster,

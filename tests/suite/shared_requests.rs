@@ -73,12 +73,12 @@ fn closed_with(cluster: &mut Cluster, at: usize, id: SlotId) -> Option<u16> {
 }
 
 #[test]
-fn user_is_disconnected_on_all_servers_and_their_results_are_added_up() {
+fn user_is_disconnected_on_all_nodes_and_their_results_are_added_up() {
     let mut cluster = with_keys(3);
     let theirs = [0, 1, 1, 2].map(|at| (at, connect(&mut cluster, at, "alice")));
     let other = connect(&mut cluster, 1, "bob");
     let id = request(&mut cluster, 0, "DELETE", "/v1/connections?sub=alice", "root");
-    assert!(cluster.rig(0).responses(id).is_empty(), "the other servers have not responded");
+    assert!(cluster.rig(0).responses(id).is_empty(), "the other nodes have not responded");
     cluster.settle();
     for (at, id) in theirs {
         assert_eq!(closed_with(&mut cluster, at, id), Some(4003));
@@ -89,13 +89,13 @@ fn user_is_disconnected_on_all_servers_and_their_results_are_added_up() {
 }
 
 #[test]
-fn silent_server_is_named_and_closes_the_connections_later() {
+fn silent_node_is_named_and_closes_the_connections_later() {
     let mut cluster = with_keys(3);
     let theirs = [0, 1, 2].map(|at| connect(&mut cluster, at, "alice"));
     cluster.nodes[2].is_cut = true;
     let id = request(&mut cluster, 0, "DELETE", "/v1/connections?sub=alice", "root");
     cluster.advance_ms(1_900);
-    assert!(cluster.rig(0).responses(id).is_empty(), "the third server may respond yet");
+    assert!(cluster.rig(0).responses(id).is_empty(), "the third node may respond yet");
     cluster.advance_ms(200);
     cluster.settle();
     let (status, body) = response(&mut cluster, 0, id);
@@ -109,7 +109,7 @@ fn silent_server_is_named_and_closes_the_connections_later() {
 }
 
 #[test]
-fn user_is_disconnected_on_the_requested_server_while_the_log_is_down() {
+fn user_is_disconnected_on_the_requested_node_while_the_log_is_down() {
     let mut cluster = with_keys(2);
     let theirs = [0, 1].map(|at| connect(&mut cluster, at, "alice"));
     cluster.stop_log();
@@ -179,7 +179,7 @@ fn is_accepted(cluster: &mut Cluster, at: usize, id: SlotId) -> bool {
 }
 
 #[test]
-fn ticket_of_one_server_is_accepted_once_on_any() {
+fn ticket_of_one_node_is_accepted_once_on_any() {
     let mut cluster = with_keys(3);
     let witness = connect(&mut cluster, 2, "witness");
     let one = ticket(&mut cluster, 0, "alice");
@@ -191,7 +191,7 @@ fn ticket_of_one_server_is_accepted_once_on_any() {
     for at in 0..3 {
         let id = open_with(&mut cluster, at, &one);
         cluster.settle();
-        assert!(!is_accepted(&mut cluster, at, id), "server {at}");
+        assert!(!is_accepted(&mut cluster, at, id), "node {at}");
     }
     // The WebSocket has the rights of the ticket's user.
     let id = request(&mut cluster, 0, "DELETE", "/v1/connections?sub=alice", "root");
@@ -200,7 +200,7 @@ fn ticket_of_one_server_is_accepted_once_on_any() {
 }
 
 #[test]
-fn ticket_that_is_used_on_two_servers_at_once_is_accepted_on_one() {
+fn ticket_that_is_used_on_two_nodes_at_once_is_accepted_on_one() {
     let mut cluster = with_keys(3);
     for _ in 0..3 {
         let one = ticket(&mut cluster, 0, "alice");
@@ -212,7 +212,7 @@ fn ticket_that_is_used_on_two_servers_at_once_is_accepted_on_one() {
 }
 
 #[test]
-fn ticket_expires_on_all_servers_by_the_time_of_the_log() {
+fn ticket_expires_on_all_nodes_by_the_time_of_the_log() {
     let mut cluster = with_keys(2);
     let one = ticket(&mut cluster, 0, "alice");
     let other = ticket(&mut cluster, 0, "alice");
@@ -228,7 +228,7 @@ fn ticket_expires_on_all_servers_by_the_time_of_the_log() {
 }
 
 #[test]
-fn maximum_of_tickets_is_that_of_all_servers_together() {
+fn maximum_of_tickets_is_that_of_all_nodes_together() {
     let mut cluster = with_keys(2);
     let issued: Vec<String> = (0..9).map(|number| ticket(&mut cluster, number % 2, "alice")).collect();
     // Both are submitted before either is read back; the second in the log is rejected.
@@ -275,7 +275,7 @@ fn requests_with_tickets_are_rejected_while_the_log_is_down() {
 }
 
 #[test]
-fn ticket_of_an_event_stream_is_valid_again_on_any_server_after_the_stream() {
+fn ticket_of_an_event_stream_is_valid_again_on_any_node_after_the_stream() {
     let mut cluster = with_keys(3);
     let one = ticket(&mut cluster, 0, "alice");
     let first = stream_with(&mut cluster, 1, &one);
@@ -290,7 +290,7 @@ fn ticket_of_an_event_stream_is_valid_again_on_any_server_after_the_stream() {
     cluster.settle();
     let third = stream_with(&mut cluster, 2, &one);
     assert!(is_streaming(&mut cluster, 2, third));
-    // A server that has started since then knows the ticket too, and that the third server has ended.
+    // A node that has started since then knows the ticket too, and that the third node has ended.
     cluster.add(4, &Limits::default());
     cluster.rig(3).engine.shared.authenticator = authenticator();
     cluster.settle();
@@ -341,7 +341,7 @@ fn unused_tickets_are_invalid_after_the_log_lost_entries() {
     let id = open_with(&mut cluster, 0, &one);
     cluster.settle();
     assert!(is_accepted(&mut cluster, 0, id));
-    // The use of the ticket is lost, and the other server has read everything before it, so no entry is missing there.
+    // The use of the ticket is lost, and the other node has read everything before it, so no entry is missing there.
     let other = ticket(&mut cluster, 0, "alice");
     cluster.nodes[1].is_cut = true;
     let entries = cluster.log.data.log.len();
@@ -354,7 +354,7 @@ fn unused_tickets_are_invalid_after_the_log_lost_entries() {
     let lost = cluster.log.data.log.len() - entries;
     cluster.log = LogServer::new(cluster.log.version(lost), 2);
     assert_eq!(cluster.log.data.log.len(), entries);
-    // The server that accepted it has ended too, and does not report that.
+    // The node that accepted it has ended too, and does not report that.
     cluster.nodes.remove(0);
     cluster.nodes[0].is_cut = false;
     cluster.advance_ms(3_000);
@@ -376,14 +376,14 @@ fn subscribers(cluster: &mut Cluster, at: usize, channel: &str) -> u64 {
 }
 
 #[test]
-fn subscribers_are_those_of_all_servers() {
+fn subscribers_are_those_of_all_nodes() {
     let mut cluster = with_keys(3);
     let ids = [0, 0, 1].map(|at| (at, connect(&mut cluster, at, "alice")));
     cluster.advance_ms(3_000);
     for at in 0..3 {
         let info = get(&mut cluster, at, "/v1/channels/a");
         assert_eq!((&info["subscribers"], &info["nodes"]), (&3.into(), &3.into()), "{info}");
-        // The third server has no channel: neither subscribers nor messages.
+        // The third node has no channel: neither subscribers nor messages.
         let list = get(&mut cluster, at, "/v1/channels");
         assert_eq!(
             list["channels"][0],
@@ -409,7 +409,7 @@ fn subscribers_are_those_of_all_servers() {
     cluster.publish_http(1, publisher, "a", "one", &lines);
     cluster.settle();
     assert_eq!(response(&mut cluster, 1, publisher).1["subscribers"], 4);
-    // One subscriber leaves, and one server ends.
+    // One subscriber leaves, and one node ends.
     cluster.rig(0).reset(ids[0].1);
     cluster.advance_ms(3_000);
     assert_eq!([0, 1, 2].map(|at| subscribers(&mut cluster, at, "a")), [3; 3]);
@@ -419,7 +419,7 @@ fn subscribers_are_those_of_all_servers() {
 }
 
 #[test]
-fn server_that_starts_or_was_away_learns_the_subscribers_of_the_others() {
+fn node_that_starts_or_was_away_learns_the_subscribers_of_the_others() {
     let mut cluster = with_keys(2);
     connect(&mut cluster, 0, "alice");
     connect(&mut cluster, 1, "alice");
@@ -431,7 +431,7 @@ fn server_that_starts_or_was_away_learns_the_subscribers_of_the_others() {
     cluster.settle();
     cluster.advance_ms(4_000);
     assert_eq!(subscribers(&mut cluster, 2, "a"), 2);
-    // A server is silent for so long that the others drop its numbers.
+    // A node is silent for so long that the others drop its numbers.
     cluster.nodes[1].is_cut = true;
     cluster.nodes[1].pipes = None;
     for _ in 0..160 {
@@ -451,7 +451,7 @@ fn server_that_starts_or_was_away_learns_the_subscribers_of_the_others() {
 }
 
 #[test]
-fn list_of_channels_has_those_of_other_servers_in_their_order() {
+fn list_of_channels_has_those_of_other_nodes_in_their_order() {
     let mut cluster = Cluster::of(2);
     let names = ["a", "b", "c", "d", "e"];
     for (number, name) in names.iter().enumerate() {
@@ -485,7 +485,7 @@ fn allocated_blocks(cluster: &Cluster) -> u64 {
 fn client_ids_continue_in_another_block_before_the_first_is_used_up() {
     let mut cluster = Cluster::of(2);
     let before = allocated_blocks(&cluster);
-    // The blocks that the servers have allocated are small.
+    // The blocks that the nodes have allocated are small.
     for (at, block) in [(0, 1), (1, 2)] {
         let clients = &mut cluster.rig(at).engine.clients;
         *clients = ClientIds::with_block_bits(4);
@@ -499,7 +499,7 @@ fn client_ids_continue_in_another_block_before_the_first_is_used_up() {
         assert!(ids.insert(hello["client"].as_str().unwrap().to_owned()), "connection {number}: an id twice");
         cluster.settle();
     }
-    // Each server's 50 connections take three further blocks.
+    // Each node's 50 connections take three further blocks.
     assert_eq!(allocated_blocks(&cluster), before + 6);
 }
 
@@ -551,7 +551,7 @@ fn nodes_are_listed_with_their_numbers_and_the_lag_of_this_one() {
     assert_eq!((&other["node"], &other["version"]), (&"00000001".into(), &version.into()));
     assert_eq!((&other["connections"], &other["subscriptions"]), (&1.into(), &1.into()), "{other}");
     assert!(other["seen_ms"].as_u64().unwrap() <= 2_000, "{other}");
-    // The entries of the second server are appended, and it reads nothing.
+    // The entries of the second node are appended, and it reads nothing.
     cluster.nodes[1].is_cut = true;
     let lines = token(cluster.rig(1), "bob");
     let publisher = cluster.http(1);
@@ -571,7 +571,7 @@ fn nodes_are_listed_with_their_numbers_and_the_lag_of_this_one() {
 fn items_that_are_known_to_be_in_the_log_and_not_applied_are_the_lag() {
     let mut cluster = with_keys(2);
     cluster.settle();
-    // The second server's reader receives nothing; the replies to its appends arrive.
+    // The second node's reader receives nothing; the replies to its appends arrive.
     cluster.nodes[1].is_reader_cut = true;
     for text in ["one", "two", "three"] {
         let lines = token(cluster.rig(0), "bob");
@@ -590,7 +590,7 @@ fn items_that_are_known_to_be_in_the_log_and_not_applied_are_the_lag() {
 }
 
 #[test]
-fn server_with_a_log_of_its_own_is_the_only_node() {
+fn node_with_a_log_of_its_own_is_the_only_node() {
     let mut rig = Rig::new(Limits::default());
     rig.engine.run = 7;
     let id = rig.connect(Behavior::Cooperative);

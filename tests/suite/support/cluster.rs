@@ -17,7 +17,7 @@ use super::rig::{Behavior, Rig};
 /// `--backplane-publish-timeout-ms`
 pub const TIMEOUT_MS: u32 = 10_000;
 
-/// A server over the log.
+/// A node over the log.
 pub struct Node {
     pub rig: Rig,
     /// Its connections to the log, while they are open.
@@ -31,7 +31,7 @@ pub struct Node {
     pub bytes_per_turn: usize,
 }
 
-/// Servers, and the log that they share.
+/// Nodes, and the log that they share.
 pub struct Cluster {
     pub log: LogServer,
     pub nodes: Vec<Node>,
@@ -87,7 +87,7 @@ impl Cluster {
         });
     }
 
-    /// One turn of a server, with everything that the log has sent.
+    /// One turn of a node, with everything that the log has sent.
     pub fn turn(&mut self, at: usize) {
         let Cluster { log, nodes, redis_ms, .. } = self;
         let node = &mut nodes[at];
@@ -105,7 +105,7 @@ impl Cluster {
         }
     }
 
-    /// Advances the time of all servers and of the log.
+    /// Advances the time of all nodes and of the log.
     pub fn advance_ms(&mut self, millis: u32) {
         for _ in 0..millis / 50 {
             self.redis_ms += 50;
