@@ -77,6 +77,8 @@ mod order;
 mod origins;
 #[cfg(feature = "deflate")]
 mod outbound_deflate;
+#[cfg(feature = "deflate")]
+mod outbound_deflate_model;
 mod output;
 #[cfg(feature = "default")]
 mod printed;

@@ -8,6 +8,8 @@ pub mod client;
 #[cfg(feature = "backplane")]
 pub mod cluster;
 pub mod deflate;
+#[cfg(feature = "deflate")]
+pub mod deflate_subscriber;
 pub mod folder;
 pub mod frames;
 pub mod http;
