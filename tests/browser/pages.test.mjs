@@ -146,6 +146,24 @@ async function live(page) {
   await until('the channel is watched', async () => /subscriber/.test(await page.textContent('#facts')));
 }
 
+// Screenshots of the whole page in both sizes and schemes, for people. The page must fit on a narrow phone.
+async function takeScreenshots(page, name) {
+  for (const [size, viewport] of [
+    ['wide', WIDE],
+    ['narrow', NARROW],
+  ]) {
+    for (const colorScheme of ['light', 'dark']) {
+      await page.setViewportSize(viewport);
+      await page.emulateMedia({ colorScheme });
+      await page.waitForTimeout(150);
+      await page.screenshot({ path: path.join(ARTEFACTS, `${name}-${size}-${colorScheme}.png`), fullPage: true });
+    }
+  }
+  await page.setViewportSize({ width: 360, height: 740 });
+  const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  assert.ok(over <= 0, `${name} is ${over} pixels wider than a phone of 360`);
+}
+
 async function publish(page, text, kind = 'text') {
   await page.locator(`input[value=${kind}]`).check();
   await page.fill('#payload', text);
@@ -310,20 +328,7 @@ test('nodes that share a log are shown, with their lag and what waits for the lo
   await until('subscribers of both nodes are counted', async () => /2 subscribers/.test(await page.textContent('#facts')));
   await publish(page, 'hear ye');
   await until('the other node has it', async () => (await bodies(other)).includes('hear ye'));
-  for (const [size, viewport] of [
-    ['wide', WIDE],
-    ['narrow', NARROW],
-  ]) {
-    for (const colorScheme of ['light', 'dark']) {
-      await page.setViewportSize(viewport);
-      await page.emulateMedia({ colorScheme });
-      await page.waitForTimeout(150);
-      await page.screenshot({ path: path.join(ARTEFACTS, `nodes-${size}-${colorScheme}.png`), fullPage: true });
-    }
-  }
-  await page.setViewportSize({ width: 360, height: 740 });
-  const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-  assert.ok(over <= 0, `the page is ${over} pixels wider than a phone of 360`);
+  await takeScreenshots(page, 'nodes');
   await page.setViewportSize(WIDE);
   // Stopped, it keeps the connections and answers nothing.
   log.child.kill('SIGSTOP');
@@ -697,23 +702,7 @@ test('screenshots, wide and narrow, light and dark', async (t) => {
   await new Promise((resolve) => setTimeout(resolve, 2500));
   for (const view of VIEWS) {
     const page = pages[view];
-    for (const [size, viewport] of [
-      ['wide', WIDE],
-      ['narrow', NARROW],
-    ]) {
-      for (const colorScheme of ['light', 'dark']) {
-        await page.setViewportSize(viewport);
-        await page.emulateMedia({ colorScheme });
-        await page.waitForTimeout(150);
-        await page.screenshot({
-          path: path.join(ARTEFACTS, `${view}-${size}-${colorScheme}.png`),
-          fullPage: size === 'narrow',
-        });
-      }
-    }
-    await page.setViewportSize({ width: 360, height: 740 });
-    const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-    assert.ok(over <= 0, `${view} is ${over} pixels wider than a phone of 360`);
+    await takeScreenshots(page, view);
   }
 });
 
