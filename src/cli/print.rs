@@ -6,7 +6,8 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use clap::{Args, Command, Subcommand};
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, Args, Command, Subcommand};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
@@ -102,7 +103,19 @@ fn man(mut command: Command, names: &[String]) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn completions(mut command: Command, shell: Shell) -> String {
+fn completions(command: Command, shell: Shell) -> String {
+    // clap takes the names for the life of the program, which ends after this.
+    let names: Vec<&'static str> =
+        command.get_subcommands().map(|below| &*below.get_name().to_owned().leak()).collect();
+    // `man` completes the names of commands, and does not check them: its own error has the names at each level.
+    let with_names = |arg: Arg| match arg.get_id() == "command" {
+        true => arg.value_parser(PossibleValuesParser::new(names.clone())),
+        false => arg,
+    };
+    let mut command = command.mut_subcommands(|below| match below.get_name() {
+        "print" => below.mut_subcommands(|artifact| artifact.mut_args(with_names)),
+        _ => below,
+    });
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, "oyez", &mut script);
     String::from_utf8_lossy(&script).into_owned()

@@ -4,6 +4,7 @@
 //! tests/peers/print_scenario.py passes it to the programs that it is for.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -30,6 +31,25 @@ fn printed_socket_is_the_one_that_the_printed_service_listens_on() {
     let (service, socket) = (printed(&["systemd-unit"]), printed(&["systemd-socket"]));
     let address = service.split(" --listen ").nth(1).unwrap().split(' ').next().unwrap();
     assert!(socket.contains(&format!("\nListenStream={address}\n")), "{socket}");
+}
+
+#[test]
+fn commands_are_completed_after_print_man() {
+    let complete = |words: &str, previous: &str| {
+        let script = "source <(\"$OYEZ\" print completions bash)
+            COMP_WORDS=($WORDS '') COMP_CWORD=3
+            _oyez oyez '' \"$PREVIOUS\"
+            echo \"${COMPREPLY[@]}\"";
+        let mut bash = Command::new("bash");
+        bash.args(["-c", script]).env("OYEZ", oyez(&[]).get_program());
+        let output = bash.env("WORDS", words).env("PREVIOUS", previous).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let completed = complete("oyez print man", "man");
+    for command in ["serve", "pub", "sub", "bench", "token", "health", "print"] {
+        assert!(completed.split_whitespace().any(|word| word == command), "{command}: {completed}");
+    }
+    assert!(!complete("oyez print systemd-unit", "systemd-unit").contains("serve"));
 }
 
 #[test]
