@@ -3,7 +3,7 @@
 import { useCallback, useEffect, useRef, useState, useSyncExternalStore } from 'react';
 
 const MESSAGES_MAX = 100;
-const NOTHING = { channel: null, messages: [], error: null };
+const NOTHING = { hub: null, channel: null, messages: [], error: null };
 
 /**
  * Subscribes while the component is mounted, and renders it again for each message and each state of the connection.
@@ -26,11 +26,11 @@ export function useChannel(hub, channel, options = {}) {
   });
 
   useEffect(() => {
-    const nothing = { channel, messages: [], error: null };
+    const nothing = { hub, channel, messages: [], error: null };
     // In strict mode the effect runs twice, and the second replay must not follow the first.
     setReceived(nothing);
     return hub.subscribe(channel, (message) => {
-      setReceived(({ messages }) => ({ channel, messages: [...messages, message].slice(-messages_max), error: null }));
+      setReceived(({ messages }) => ({ hub, channel, messages: newest([...messages, message], messages_max), error: null }));
       handlers.current.onmessage?.(message);
     }, {
       since,
@@ -49,7 +49,12 @@ export function useChannel(hub, channel, options = {}) {
   }, [hub, channel, since, echo, messages_max]);
 
   const publish = useCallback((value) => hub.publish(channel, value), [hub, channel]);
-  // Between the render with another channel and its effect, the received messages are those of the earlier channel.
-  const { messages, error } = received.channel === channel ? received : NOTHING;
+  // Between the render with another hub or channel and its effect, the received messages are those of the earlier one.
+  const { messages, error } = received.hub === hub && received.channel === channel ? received : NOTHING;
   return { state, messages, error, publish };
+}
+
+/** The last elements; `slice(-0)` would return all of them. */
+function newest(list, count) {
+  return count > 0 ? list.slice(-count) : [];
 }

@@ -16,7 +16,6 @@ across any number of lost connections:
 import asyncio
 import contextlib
 import inspect
-import json
 import logging
 import re
 import secrets
@@ -30,7 +29,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from ._channel import Channel, NewestSet, Stage
-from ._encoding import check_name, endpoint, payload, to_json, to_message
+from ._encoding import check_name, endpoint, from_json, payload, to_json, to_message
 from ._errors import OyezError
 from ._events import Gap, Live, Subscribed
 from ._publishes import Publish, Publishes
@@ -208,12 +207,7 @@ class Oyez:
             inbox.end()
         self._request_subscription(state)
 
-        def on_read() -> None:
-            if state.is_paused and all(inbox.has_room for inbox in state.inboxes):
-                state.is_paused = False
-                self._request_subscription(state)
-
-        return Subscription(inbox, on_gap, on_read, lambda: self._leave(state, inbox))
+        return Subscription(inbox, on_gap, lambda: self._resume(state), lambda: self._leave(state, inbox))
 
     async def publish(self, channel: str, value: Any) -> str:
         """Publishes a `str` as text, bytes as binary, anything else as JSON. Returns the message's id when the server has
@@ -322,7 +316,7 @@ class Oyez:
                 return
             self._has_received = True
             try:
-                message = json.loads(frame)
+                message = from_json(frame)
             except ValueError:
                 return self._lose(1002, "not JSON")
             self._receive(message)
@@ -511,6 +505,12 @@ class Oyez:
             since = channel.cursor or channel.since
             self._send({"type": "subscribe", "ch": channel.name} | ({"since": since} if since else {}))
 
+    def _resume(self, channel: Channel) -> None:
+        """Subscribes again to a channel that was paused for a slow reader, if there is no such reader any longer."""
+        if channel.is_paused and all(inbox.has_room for inbox in channel.inboxes):
+            channel.is_paused = False
+            self._request_subscription(channel)
+
     def _unsubscribe(self, channel: Channel) -> None:
         if channel.stage in (Stage.SUBSCRIBING, Stage.SUBSCRIBED):
             channel.stage = Stage.UNSUBSCRIBING
@@ -531,7 +531,7 @@ class Oyez:
             return
         channel.inboxes.remove(inbox)
         if channel.inboxes:
-            return
+            return self._resume(channel)
         if channel.stage is Stage.UNSUBSCRIBED:
             self._channels.pop(channel.name, None)
         else:

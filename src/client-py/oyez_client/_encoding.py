@@ -42,9 +42,32 @@ def payload(value: Any) -> dict[str, Any]:
 
 def to_json(message: dict[str, Any]) -> str:
     try:
-        return json.dumps(message, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(message, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        # An unpaired surrogate can be sent as an escape sequence only.
+        return text if _is_utf8(text) else json.dumps(message, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise OyezError("bad_data", f"the value has no JSON: {error}") from error
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _to_integer(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:
+        # Python limits the digits of an int that it parses. JavaScript reads such a number as infinity, too.
+        return float(digits)
+
+
+def from_json(frame: str | bytes) -> Any:
+    """Any JSON that the server sends. A message that cannot be read would be sent again after each reconnect."""
+    return json.loads(frame, parse_int=_to_integer)
 
 
 def to_message(fields: dict[str, Any], own: bool) -> Message:
