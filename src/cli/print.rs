@@ -60,7 +60,7 @@ impl PrintCommand {
         match self.what {
             Artifact::Man { command: names } => output::print(man(command, &names)?),
             Artifact::Completions { shell } => output::print(completions(command, shell)),
-            Artifact::SystemdUnit => output::print(SYSTEMD_UNIT),
+            Artifact::SystemdUnit => output::print(systemd_unit()),
             Artifact::SystemdSocket => output::print(SYSTEMD_SOCKET),
             Artifact::Config => output::print(config(&command)),
             Artifact::GrafanaDashboard => output::print(GRAFANA_DASHBOARD),
@@ -68,6 +68,13 @@ impl PrintCommand {
             Artifact::Openapi => output::print(OPENAPI),
         }
     }
+}
+
+/// The unit without the flags of parts that this build leaves out: with them the service would not start.
+fn systemd_unit() -> String {
+    const HISTORY_FLAG: &str = " --history-file %S/oyez/history";
+    let flags = if cfg!(feature = "history-file") { HISTORY_FLAG } else { "" };
+    SYSTEMD_UNIT.replacen(HISTORY_FLAG, flags, 1)
 }
 
 fn man(mut command: Command, names: &[String]) -> Result<String, Failure> {
