@@ -16,14 +16,14 @@ use super::serve_flags::ServeFlags;
 use super::service_manager;
 use super::upgrade;
 use crate::access::connection_limiter::Proxies;
-use crate::access::token::Verifier;
+use crate::access::metrics_token::MetricsToken;
 use crate::config::{Config, Limits, ListenAddress};
 use crate::net::acceptor::{Acceptor, Plain};
 use crate::net::inherited_socket::InheritedSocket;
 use crate::net::listeners::ListenError;
 use crate::net::tls::Tls;
 use crate::server::memory::AllocatedBytes;
-use crate::server::{AccessConfig, DESCRIPTORS_RESERVED, Server, ServerExit, StartError};
+use crate::server::{AccessConfig, DESCRIPTORS_RESERVED, ReloadedFiles, Server, ServerExit, StartError};
 use crate::session::http::response::HttpError;
 
 /// Runs the server. `listens_by_default` is true if `--listen` is not given.
@@ -61,10 +61,13 @@ pub(super) fn run(
     let (connections_max, descriptors) = connections_max(config.connections_max, addresses.len())?;
     let facts = vec![who_may, descriptors, memory];
     let uncompressed = flags.deflate.excluded()?;
-    let metrics_token = flags.metrics_token_file.as_deref().map(read_metrics_token).transpose()?;
+    let metrics_token = metrics_token(flags)?;
     let access_config =
         AccessConfig { origins: flags.origins.clone(), proxies, authenticator, uncompressed, metrics_token };
-    let keys = || flags.auth.verifier().map_err(|why| why.to_string());
+    let read_files = || ReloadedFiles {
+        verifier: flags.auth.verifier().map_err(|why| why.to_string()),
+        metrics_token: self::metrics_token(flags).map_err(|why| why.to_string()),
+    };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let load = |files| Tls::load(files, &config.tls, HttpError::tls_expected, now).map_err(Failure::Failed);
     let tls = config.tls.files.clone().map(load).transpose()?;
@@ -73,9 +76,14 @@ pub(super) fn run(
     }
     let startup = Startup { config, access_config, sockets, connections_max, facts };
     match tls {
-        None => startup.serve(Plain, keys, allocated_bytes),
-        Some(tls) => startup.serve(tls, keys, allocated_bytes),
+        None => startup.serve(Plain, read_files, allocated_bytes),
+        Some(tls) => startup.serve(tls, read_files, allocated_bytes),
     }
+}
+
+/// Reads the token that `/metrics` requires, as its file is now.
+fn metrics_token(flags: &ServeFlags) -> Result<Option<MetricsToken>, Failure> {
+    flags.metrics_token_file.as_deref().map(read_metrics_token).transpose()
 }
 
 /// Determines the memory budget and the part of it that histories may use. Returns both as a line for the log.
@@ -112,7 +120,7 @@ impl Startup {
     fn serve<E: Acceptor>(
         self,
         acceptor: E,
-        keys: impl FnMut() -> Result<Option<Verifier>, String>,
+        read_files: impl FnMut() -> ReloadedFiles,
         allocated_bytes: AllocatedBytes,
     ) -> Result<(), Failure> {
         let Startup { config, access_config, sockets, connections_max, facts } = self;
@@ -135,7 +143,7 @@ impl Startup {
         if let Err(Failure::Failed(why)) = output::print(greeting(scheme, &server.addresses())) {
             warn!("{why}");
         }
-        match server.run(keys, allocated_bytes) {
+        match server.run(read_files, allocated_bytes) {
             Ok(ServerExit::Drained) => Ok(()),
             Ok(ServerExit::Replaced) => Err(upgrade::execute(&command, server.take_sockets())),
             Ok(ServerExit::HistoryIncomplete) => {

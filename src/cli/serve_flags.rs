@@ -247,7 +247,8 @@ pub(super) struct ServeFlags {
     #[arg(long, env = "OYEZ_LOG_LINES_PER_SECOND", value_name = "N", default_value = "100", value_parser = small_count_or_0)]
     log_lines_per_second: u32,
 
-    /// File with a token that /metrics requires (Authorization: Bearer TOKEN), at least 16 bytes [default: none].
+    /// File with a token that /metrics requires (Authorization: Bearer TOKEN), at least 16 bytes; read again at SIGHUP
+    /// [default: none].
     #[arg(long, env = "OYEZ_METRICS_TOKEN_FILE", value_name = "FILE")]
     pub(super) metrics_token_file: Option<PathBuf>,
 

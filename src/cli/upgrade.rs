@@ -1,18 +1,25 @@
 //! Executes the next program in this process, with the listening sockets as a service manager passes them.
+//!
+//! The program may have been removed since its check, by a deployment that failed for example. Then this program is executed
+//! again: its file is open as long as it runs.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use log::error;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use super::failure::Failure;
-use crate::net::inherited_socket::{InheritedSocket, LISTEN_VARIABLES, OWN_NAME};
+use crate::net::inherited_socket::{InheritedSocket, LISTEN_VARIABLES};
 
 /// The descriptors below are those of standard input, output and error.
 const FIRST_DESCRIPTOR: RawFd = 3;
+
+/// The program that runs, also if its file was removed or replaced (proc(5)).
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Executes a command line in this process. Returns the error if that fails.
 pub(super) fn execute(command: &[OsString], sockets: Vec<InheritedSocket>) -> Failure {
@@ -22,19 +29,26 @@ pub(super) fn execute(command: &[OsString], sockets: Vec<InheritedSocket>) -> Fa
 
 fn try_execute(command: &[OsString], sockets: Vec<InheritedSocket>) -> io::Result<std::convert::Infallible> {
     let [program, arguments @ ..] = command else { return Err(io::ErrorKind::Unsupported.into()) };
-    let names: Vec<&str> =
-        sockets.iter().map(|socket| if socket.is_own { OWN_NAME } else { "oyez" }).collect();
-    let sockets = consecutive(&sockets)?;
-    for socket in &sockets {
+    let (names, sockets): (Vec<&str>, Vec<InheritedSocket>) =
+        sockets.into_iter().filter_map(|socket| Some((socket.name()?, socket))).unzip();
+    let passed = consecutive(&sockets)?;
+    for socket in &passed {
         fcntl_setfd(socket, FdFlags::empty())?;
     }
-    let first = sockets.first().map_or(FIRST_DESCRIPTOR, AsRawFd::as_raw_fd);
+    let first = passed.first().map_or(FIRST_DESCRIPTOR, AsRawFd::as_raw_fd);
     // The process stays the same, and with it its id.
     let values =
-        [sockets.len().to_string(), std::process::id().to_string(), names.join(":"), first.to_string()];
-    let mut command = Command::new(program);
-    command.args(arguments).envs(LISTEN_VARIABLES.into_iter().zip(values));
-    Err(command.exec())
+        [passed.len().to_string(), std::process::id().to_string(), names.join(":"), first.to_string()];
+    let execute = |path: &OsStr| {
+        let mut command = Command::new(path);
+        command.arg0(program).args(arguments).envs(LISTEN_VARIABLES.into_iter().zip(&values)).exec()
+    };
+    let error = execute(program);
+    error!(
+        "cannot execute {}: {error}; the program that has run until now is executed again",
+        program.display()
+    );
+    Err(execute(OWN_PROGRAM.as_ref()))
 }
 
 /// Duplicates the sockets to consecutive descriptors, which all are closed by execve(2) as yet.

@@ -3,12 +3,17 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use log::warn;
 use socket2::SockRef;
 
+use super::socket_file::{SocketFile, SocketFileState};
 use crate::config::ListenAddress;
 
 /// The name of an inherited Unix socket whose file this process has created, and therefore removes.
 pub const OWN_NAME: &str = "oyez-own";
+
+/// The name of all other sockets that are passed to the next program.
+const OTHER_NAME: &str = "oyez";
 
 /// The environment variables that pass sockets: their number, the process that they are for, their names, and the first
 /// descriptor if that is not 3.
@@ -21,8 +26,8 @@ pub struct InheritedSocket {
     pub socket: OwnedFd,
     /// Its address.
     pub address: ListenAddress,
-    /// True if this process created the socket's file; false if the service manager did.
-    pub is_own: bool,
+    /// The file of a Unix socket, which this process has created and removes; `None` if the service manager created it.
+    pub file: Option<SocketFile>,
 }
 
 impl InheritedSocket {
@@ -32,12 +37,35 @@ impl InheritedSocket {
     /// The socket has neither an IP address nor a path.
     pub fn new(socket: OwnedFd, name: &str) -> io::Result<InheritedSocket> {
         let address = SockRef::from(&socket).local_addr()?;
-        let address = match (address.as_socket(), address.as_pathname()) {
+        let path = address.as_pathname();
+        // A file that was removed a moment ago is not created again: no client can connect, and the server runs on.
+        let file = path.filter(|_| name == OWN_NAME).and_then(|path| SocketFile::of(path).ok());
+        let address = match (address.as_socket(), path) {
             (Some(address), _) => ListenAddress::Tcp(address),
             (None, Some(path)) => ListenAddress::Unix { path: path.to_owned(), mode: None },
             (None, None) => return Err(io::Error::other("it has neither an IP address nor a path")),
         };
-        Ok(InheritedSocket { socket, address, is_own: name == OWN_NAME })
+        Ok(InheritedSocket { socket, address, file })
+    }
+
+    /// The name under which the socket is passed to the next program; `None` if it is not passed: its file was removed,
+    /// so no client can connect, and the next program creates another socket at its path.
+    pub fn name(&self) -> Option<&'static str> {
+        match self.file.as_ref().map(SocketFile::state) {
+            None => Some(OTHER_NAME),
+            Some(SocketFileState::Present) => Some(OWN_NAME),
+            Some(SocketFileState::Missing) => {
+                warn!("{}: the file of the socket was removed; it is created again", self.address);
+                None
+            }
+            Some(SocketFileState::Replaced) => {
+                warn!(
+                    "{}: another file has taken the place of the socket's; it is not removed",
+                    self.address
+                );
+                Some(OTHER_NAME)
+            }
+        }
     }
 
     /// Returns true if the socket listens on this address; port 0 matches any port.

@@ -87,9 +87,9 @@ impl ReservedAddress {
     /// Takes a socket that the process inherited.
     ///
     /// # Errors
-    /// A socket option is rejected, or the file of the socket does not exist.
+    /// A socket option is rejected.
     pub fn inherit(inherited: InheritedSocket, tcp: &TcpConfig) -> io::Result<ReservedAddress> {
-        let InheritedSocket { socket, address, is_own } = inherited;
+        let InheritedSocket { socket, address, file } = inherited;
         let listener = match address {
             ListenAddress::Tcp(_) => {
                 set_tcp_options(&SockRef::from(&socket), tcp)?;
@@ -97,7 +97,6 @@ impl ReservedAddress {
             }
             ListenAddress::Unix { path, .. } => {
                 SockRef::from(&socket).set_nonblocking(true)?;
-                let file = if is_own { Some(SocketFile::of(&path)?) } else { None };
                 Listener::Unix { socket: UnixListener::from(socket), path, file }
             }
         };
@@ -163,12 +162,8 @@ impl Listener {
             Listener::Unix { ref mut socket, .. } => registry.deregister(socket)?,
         }
         Ok(match self {
-            Listener::Tcp(socket) => InheritedSocket { socket: socket.into(), address, is_own: false },
-            Listener::Unix { socket, file, .. } => {
-                let is_own = file.is_some();
-                file.into_iter().for_each(SocketFile::keep);
-                InheritedSocket { socket: socket.into(), address, is_own }
-            }
+            Listener::Tcp(socket) => InheritedSocket { socket: socket.into(), address, file: None },
+            Listener::Unix { socket, file, .. } => InheritedSocket { socket: socket.into(), address, file },
         })
     }
 

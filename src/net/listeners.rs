@@ -97,11 +97,18 @@ impl ReservedAddresses {
         mut inherited: Vec<InheritedSocket>,
         tcp: &TcpConfig,
     ) -> Result<ReservedAddresses, ListenError> {
+        // First those of the same port: a socket that port 0 takes may be that of a later address.
+        let mut take = |address: &ListenAddress, is_exact: bool| {
+            let is_used = |socket: &InheritedSocket| {
+                socket.serves(address) && (!is_exact || socket.address == *address)
+            };
+            inherited.iter().position(is_used).map(|at| inherited.remove(at))
+        };
+        let exact: Vec<_> = addresses.iter().map(|address| take(address, true)).collect();
         let mut reserved = Vec::new();
-        for address in addresses {
-            let socket = inherited.iter().position(|socket| socket.serves(address));
-            let found = match socket {
-                Some(at) => ReservedAddress::inherit(inherited.remove(at), tcp),
+        for (address, socket) in addresses.iter().zip(exact) {
+            let found = match socket.or_else(|| take(address, false)) {
+                Some(socket) => ReservedAddress::inherit(socket, tcp),
                 None => ReservedAddress::reserve(address, tcp),
             };
             let failed = |error| ListenError { address: address.clone(), error };
@@ -425,6 +432,14 @@ mod tests {
         assert!(!unix.exists(), "its own file");
         let socket = InheritedSocket::new(UnixListener::bind(&unix).unwrap().into(), "oyez.socket").unwrap();
         drop(ReservedAddresses::reserve(&[], vec![socket], &config).unwrap());
+        // Port 0 does not take the socket of a later address.
+        let passed = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = ListenAddress::Tcp(passed.local_addr().unwrap());
+        let socket = InheritedSocket::new(passed.into(), "oyez.socket").unwrap();
+        let wanted = [tcp_address(), address.clone()];
+        let reserved = ReservedAddresses::reserve(&wanted, vec![socket], &config).unwrap();
+        let (_, listeners) = reserved.listen_after(&config, || Ok::<_, ListenError>(())).unwrap();
+        assert_eq!(listeners.addresses().nth(1), Some(address));
         assert!(unix.exists(), "the file of the service manager");
         fs::remove_file(&unix).unwrap();
     }

@@ -16,8 +16,19 @@ use socket2::{Domain, SockAddr, Socket, Type};
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode; `None` once the next program removes the file.
-    identity: Option<(u64, u64)>,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+/// What is at the path of a [`SocketFile`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketFileState {
+    /// The file that the process has created.
+    Present,
+    /// No file: it was removed, and clients cannot connect.
+    Missing,
+    /// Another file, such as the socket of another server.
+    Replaced,
 }
 
 impl SocketFile {
@@ -47,18 +58,22 @@ impl SocketFile {
     /// # Errors
     /// The file does not exist.
     pub fn of(path: &Path) -> io::Result<SocketFile> {
-        Ok(SocketFile { path: path.to_owned(), identity: Some(identity(path)?) })
+        Ok(SocketFile { path: path.to_owned(), identity: identity(path)? })
     }
 
-    /// Leaves the file to the next program.
-    pub fn keep(mut self) {
-        self.identity = None;
+    /// Compares the file at the path with the one that was created.
+    pub fn state(&self) -> SocketFileState {
+        match identity(&self.path) {
+            Ok(found) if found == self.identity => SocketFileState::Present,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => SocketFileState::Missing,
+            Ok(_) | Err(_) => SocketFileState::Replaced,
+        }
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.identity.is_none() || identity(&self.path).ok() != self.identity {
+        if self.state() != SocketFileState::Present {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {

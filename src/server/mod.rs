@@ -38,7 +38,8 @@
 //!   the log lines that peers cause.
 //! - [`crate::net::listeners`] accept, [`crate::net::transport`] is a socket, [`crate::net::acceptor`] and
 //!   [`crate::net::tls`] are TLS over one.
-//! - `upgrade` replaces the program, `service_manager` notifies systemd, [`store`] is the history file, `process` reads memory and processor time of the
+//! - `reload` reads files again, `upgrade` replaces the program, and `signal_mask` keeps signals for the next one.
+//!   `service_manager` notifies systemd, [`store`] is the history file, `process` reads memory and processor time of the
 //!   process for `/metrics`.
 
 mod admission;
@@ -70,10 +71,12 @@ mod query;
 mod read;
 mod refill;
 pub mod relief;
+mod reload;
 mod service_manager;
 pub mod shared;
 pub mod shared_log;
 mod shutdown;
+mod signal_mask;
 pub mod slot;
 pub mod slots;
 mod start_error;
@@ -91,7 +94,7 @@ use std::mem;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use log::{debug, error, info};
+use log::debug;
 use mio::{Events, Interest, Poll, Token};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
@@ -101,7 +104,6 @@ use crate::access::connection_limiter::Proxies;
 use crate::access::grant::Patterns;
 use crate::access::metrics_token::MetricsToken;
 use crate::access::origin::OriginPattern;
-use crate::access::token::Verifier;
 use crate::close::Reason;
 use crate::config::{Asset, Config, ListenAddress};
 use crate::hub::persist::LogTime;
@@ -126,6 +128,7 @@ use shutdown::ShutdownPhase;
 use store::{Loaded, Opened, Store};
 use upgrade::ProgramUpgrade;
 
+pub use reload::ReloadedFiles;
 pub use shutdown::ServerExit;
 pub use start_error::StartError;
 
@@ -264,6 +267,7 @@ impl<E: Acceptor> Server<E> {
         // Before the listeners: a client that is connected may be the reason for a SIGHUP, which kills by default.
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2, SIGCHLD])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+        signal_mask::unblock();
         // The addresses are reserved first, and listened on once the history is loaded. Until then connections are
         // refused, so a load balancer sends no clients yet, and a client that connects is served at once. Only a server
         // that listens marks the file as being in use: of two servers that start on one address, the second fails here.
@@ -327,14 +331,14 @@ impl<E: Acceptor> Server<E> {
         &self.engine.shared.metrics
     }
 
-    /// Serves until a signal ends it. `keys` loads the key files again, at each SIGHUP; `allocated_bytes` returns the
-    /// bytes in use, which are compared with the memory budget.
+    /// Serves until a signal ends it. `read_files` reads the keys and the token of the metrics again, at each SIGHUP;
+    /// `allocated_bytes` returns the bytes in use, which are compared with the memory budget.
     ///
     /// # Errors
     /// The poll failed; nothing can be served without it.
     pub fn run(
         &mut self,
-        mut keys: impl FnMut() -> Result<Option<Verifier>, String>,
+        mut read_files: impl FnMut() -> ReloadedFiles,
         allocated_bytes: AllocatedBytes,
     ) -> io::Result<ServerExit> {
         // The time before the first turn does not count as a turn: a history may have been loaded.
@@ -343,7 +347,7 @@ impl<E: Acceptor> Server<E> {
         loop {
             let now = self.wait()?;
             self.mark();
-            self.handle_signals(&mut keys, now);
+            self.handle_signals(&mut read_files, now);
             self.relieve(allocated_bytes, now);
             self.measure(TurnPhase::Mark);
             self.accept(now);
@@ -446,7 +450,7 @@ impl<E: Acceptor> Server<E> {
 
     /// Handles pending signals: SIGHUP reloads files, SIGUSR2 replaces the program, SIGTERM and SIGINT begin the shutdown or
     /// end it at once.
-    fn handle_signals(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>, now: LoopTime) {
+    fn handle_signals(&mut self, read_files: &mut impl FnMut() -> ReloadedFiles, now: LoopTime) {
         if !mem::take(&mut self.has_signals) {
             return;
         }
@@ -460,36 +464,7 @@ impl<E: Acceptor> Server<E> {
             }
         }
         if signals.contains(&SIGHUP) {
-            self.service_manager.iter_mut().for_each(|manager| manager.reloading("reading files again"));
-            self.reload(keys);
-            self.service_manager.iter_mut().for_each(ServiceManager::ready);
-        }
-    }
-
-    /// Loads the certificate and the keys again, for clients that connect from now on. No connection closes, and a file
-    /// that cannot be used changes nothing.
-    fn reload(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>) {
-        let certificate = self.acceptor.reload(unix_now());
-        let verifier = keys();
-        if matches!((&certificate, &verifier), (Ok(false), Ok(None))) {
-            info!("SIGHUP: nothing to reload: neither --tls-cert nor a key file is given");
-        }
-        match certificate {
-            Ok(true) => {
-                self.engine.shared.metrics.certificate_expires_at = self.acceptor.certificate_expires_at();
-                info!("reloaded: the certificate");
-            }
-            Ok(false) => {}
-            Err(why) => error!("not reloaded, the certificate stays as it was: {why}"),
-        }
-        match verifier {
-            Ok(verifier) => {
-                if let Some(verifier) = &verifier {
-                    info!("reloaded: tokens are verified by {}", verifier.keys.describe());
-                }
-                self.engine.shared.authenticator.verifier = verifier;
-            }
-            Err(why) => error!("not reloaded, the keys stay as they were: {why}"),
+            self.reload(read_files(), unix_now());
         }
     }
 

@@ -9,6 +9,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::Server;
 use super::engine::Engine;
 use super::service_manager::ServiceManager;
+use super::signal_mask;
 use super::store::{FORCED_SHUTDOWN_WRITE_TIMEOUT, SHUTDOWN_WRITE_TIMEOUT};
 use crate::net::acceptor::Acceptor;
 use crate::plural::plural;
@@ -122,8 +123,9 @@ impl<E: Acceptor> Server<E> {
     }
 
     /// Returns true if a signal to end arrived after the signals of this turn were handled, while the history file was
-    /// completed for example. The next program would not receive it.
+    /// completed for example. The next program receives the signals that arrive from now on.
     fn has_signal_to_end(&mut self, now: LoopTime) -> bool {
+        signal_mask::block();
         let has_signal = self.signals.pending().any(|signal| matches!(signal, SIGTERM | SIGINT));
         if has_signal {
             self.shut_down(now);

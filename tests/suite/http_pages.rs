@@ -9,7 +9,7 @@ use crate::support::client::Client;
 use crate::support::folder::Folder;
 use crate::support::frames;
 use crate::support::http::{Response, get, publish, request};
-use crate::support::process::{Server, oyez};
+use crate::support::process::{Server, oyez, wait_until};
 
 fn names(page: &Value) -> Vec<&str> {
     page["channels"].as_array().unwrap().iter().map(|one| one["channel"].as_str().unwrap()).collect()
@@ -228,6 +228,22 @@ fn metrics_with_a_token_file_require_its_token() {
     for path in ["/healthz", "/readyz"] {
         assert_eq!(Client::new(server.connect()).ask(get(path)).status, 200, "{path}");
     }
+    // Other ends of lines, as editors and generators write them.
+    for (text, token) in
+        [("fedcba9876543210\r\n", "fedcba9876543210"), ("0011223344556677", "0011223344556677")]
+    {
+        folder.file("token", text);
+        server.signal("HUP");
+        let lines = format!("Authorization: Bearer {token}\r\n");
+        wait_until("the next token", || ask(&lines).status == 200);
+        assert_eq!(ask("Authorization: Bearer 0123456789abcdef0123\r\n").status, 401);
+    }
+    // A file that cannot be used changes nothing.
+    folder.file("token", "short\n");
+    server.signal("HUP");
+    assert_eq!(ask("Authorization: Bearer 0011223344556677\r\n").status, 200);
+    let log = server.stop();
+    assert!(log.contains("not reloaded, the token of the metrics stays as it was: "), "{log}");
     let short = folder.file("short", "0123456789\n");
     let output =
         oyez(&["serve", "--listen", "127.0.0.1:0", "--metrics-token-file", &short]).output().unwrap();

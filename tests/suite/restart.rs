@@ -24,7 +24,7 @@ use crate::support::client::Client;
 use crate::support::folder::Folder;
 use crate::support::frames::{self, CLOSE};
 use crate::support::http::{Response, get, post};
-use crate::support::process::{Server, TEST_TIMEOUT, activated, oyez, wait_until};
+use crate::support::process::{Server, TEST_TIMEOUT, activated, logging_to, oyez, wait_until};
 
 const RESTARTS: usize = 10;
 const CHANNELS: usize = 10;
@@ -310,12 +310,7 @@ fn upgrade_with_an_invalid_configuration_changes_nothing() {
     let log = folder.path("log");
     let flags =
         ["--listen", "127.0.0.1:0", "--anonymous", "subscribe=* publish=*", "--jwt-secret-file", &secret];
-    // The log is read while the server runs.
-    let server = oyez(&[&["serve"], &flags[..]].concat());
-    let mut command = Command::new("sh");
-    command.args(["-c", "exec \"$0\" \"$@\" 2>\"$LOG\""]).arg(server.get_program()).args(server.get_args());
-    command.env("LOG", &log).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let server = Server::start_command(command);
+    let server = Server::start_command(logging_to(&log, &oyez(&[&["serve"], &flags[..]].concat())));
     let run = run_of(server.address);
     let mut client = server.join("/ws/news");
     std::fs::remove_file(&secret).unwrap();
@@ -332,27 +327,113 @@ fn upgrade_with_an_invalid_configuration_changes_nothing() {
     }
 }
 
+/// A command with a drain that takes as long as its clients: one that does not answer the close frame holds it up.
+fn patient(mut command: Command) -> Command {
+    command.args(["--close-timeout-ms=600000", "--drain-seconds=600"]);
+    command
+}
+
 #[test]
 fn signal_to_end_during_an_upgrade_ends_the_server() {
-    let server = Server::start_command(oyez(&[
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--close-timeout-ms=600000",
-        "--drain-seconds=600",
-    ]));
-    // A client that does not answer the close frame, so that the drain goes on.
+    let folder = Folder::new();
+    let path = folder.join("oyez.sock");
+    let unix = format!("unix:{}", path.display());
+    let server =
+        Server::start_command(patient(oyez(&["serve", "--listen", "127.0.0.1:0", "--listen", &unix])));
     let mut client = server.join("/ws/news");
     server.signal("USR2");
     assert_eq!(client.frame().close_code().0, 4200);
     // Connections wait.
     let waiting = server.connect();
+    assert!(path.exists());
     server.signal("TERM");
     client.send(&frames::close(4200, ""));
     drop(client);
     let (status, log) = server.wait();
     assert!(status.success() && log.contains("the server ends and does not start again"), "{log}");
+    assert!(!path.exists(), "the file of a server that has ended");
     drop(waiting);
+}
+
+#[test]
+fn signals_during_an_upgrade_do_not_end_the_process() {
+    let server = Server::start_command(oyez(&["serve", "--listen", "127.0.0.1:0"]));
+    let pid = rustix::process::Pid::from_raw(server.pid() as i32).unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _guard = StopOnDrop(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for signal in [rustix::process::Signal::HUP, rustix::process::Signal::USR2] {
+                    let _ = rustix::process::kill_process(pid, signal);
+                }
+                // Otherwise the server handles nothing else.
+                thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let mut runs = std::collections::HashSet::new();
+        wait_until("three programs", || {
+            runs.extend(run_of(server.address));
+            runs.len() >= 3
+        });
+    });
+    // The flood may have begun one more.
+    wait_until("the last program", || run_of(server.address).is_some());
+    server.signal("TERM");
+    let (_, log) = server.wait();
+    assert!(log.contains("SIGHUP: nothing to reload"), "{log}");
+}
+
+#[test]
+fn program_that_is_removed_after_its_check_is_replaced_by_the_running_one() {
+    let folder = Folder::new();
+    let program = folder.join("oyez");
+    let built = env!("CARGO_BIN_EXE_oyez");
+    if std::fs::hard_link(built, &program).is_err() {
+        std::fs::copy(built, &program).unwrap();
+    }
+    let mut command = Command::new(&program);
+    let flags = oyez(&["serve", "--listen", "127.0.0.1:0"]);
+    command.args(flags.get_args()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let server = Server::start_command(patient(command));
+    let run = run_of(server.address);
+    let mut client = server.join("/ws/news");
+    server.signal("USR2");
+    assert_eq!(client.frame().close_code().0, 4200);
+    std::fs::remove_file(&program).unwrap();
+    client.send(&frames::close(4200, ""));
+    drop(client);
+    wait_until("the next program", || run_of(server.address).is_some_and(|next| Some(next) != run));
+    let log = server.stop();
+    assert!(log.contains("the program that has run until now is executed again"), "{log}");
+}
+
+#[test]
+fn socket_file_that_was_removed_is_created_by_the_next_program() {
+    let folder = Folder::new();
+    let path = folder.join("oyez.sock");
+    let unix = format!("unix:{}", path.display());
+    let server = Server::start_command(oyez(&["serve", "--listen", "127.0.0.1:0", "--listen", &unix]));
+    std::fs::remove_file(&path).unwrap();
+    upgrade(&server);
+    let stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let mut client = Client::new(TcpStream::from(std::os::fd::OwnedFd::from(stream)));
+    assert_eq!(client.ask(get("/healthz")).status, 200);
+    let log = server.stop();
+    assert!(!path.exists() && log.contains("it is created again"), "{log}");
+}
+
+#[test]
+fn socket_file_of_another_server_is_not_removed_after_an_upgrade() {
+    let folder = Folder::new();
+    let path = folder.join("oyez.sock");
+    let unix = format!("unix:{}", path.display());
+    let server = Server::start_command(oyez(&["serve", "--listen", "127.0.0.1:0", "--listen", &unix]));
+    std::fs::remove_file(&path).unwrap();
+    let _other = UnixListener::bind(&path).unwrap();
+    upgrade(&server);
+    let log = server.stop();
+    assert!(path.exists() && log.contains("another file has taken the place"), "{log}");
 }
 
 #[test]

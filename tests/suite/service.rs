@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
 use crate::support::folder::Folder;
+use crate::support::frames;
 use crate::support::http::get;
-use crate::support::process::{Server, TEST_TIMEOUT, activated, oyez};
+use crate::support::process::{Server, TEST_TIMEOUT, activated, logging_to, oyez, wait_until};
 
 const ANY: &str = "127.0.0.1:0";
 
@@ -64,6 +65,34 @@ fn service_manager_is_notified_of_each_state() {
         server.signal("TERM");
         manager.next("STOPPING=1");
         assert!(server.wait().0.success());
+    }
+}
+
+#[test]
+fn reload_during_the_drain_announces_no_ready() {
+    let folder = Folder::new();
+    let path = folder.path("notify");
+    let manager = Manager::new(UnixDatagram::bind(&path).unwrap());
+    let mut command = oyez(&["serve", "--listen", ANY, "--close-timeout-ms=600000", "--drain-seconds=600"]);
+    command.env("NOTIFY_SOCKET", &path);
+    let log = folder.path("log");
+    let server = Server::start_command(logging_to(&log, &command));
+    manager.next("READY=1");
+    // A client that does not answer the close frame, so that the drain goes on.
+    let mut client = server.join("/ws/news");
+    server.signal("TERM");
+    assert_eq!(client.frame().close_code().0, 4200);
+    manager.next("STOPPING=1");
+    server.signal("HUP");
+    wait_until("the reload", || std::fs::read_to_string(&log).unwrap().contains("SIGHUP: nothing to reload"));
+    client.send(&frames::close(4200, ""));
+    drop(client);
+    server.wait();
+    manager.0.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 4096];
+    while let Ok(length) = manager.0.recv(&mut buffer) {
+        let message = str::from_utf8(&buffer[..length]).unwrap();
+        assert!(!message.contains("READY=1") && !message.contains("RELOADING=1"), "{message}");
     }
 }
 

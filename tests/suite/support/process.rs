@@ -61,6 +61,20 @@ pub fn activated(socket: Stdio, flags: &[&str]) -> Command {
     command
 }
 
+/// The command with its log in a file, which a test can read while the server runs.
+pub fn logging_to(log: &str, server: &Command) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$0\" \"$@\" 2>\"$LOG\""]).arg(server.get_program()).args(server.get_args());
+    for (name, value) in server.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.env("LOG", log).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
 /// A port of the loopback address that nothing listens on. It is below the range from which the kernel gives ports to
 /// sockets that ask for any (32768 and up by default): there, another test could be given it before it is used.
 pub fn free_port() -> u16 {
