@@ -5,6 +5,7 @@ use std::rc::{Rc, Weak};
 
 use bytes::Bytes;
 
+use crate::ids::MessageId;
 use crate::time::LoopTime;
 use crate::wire::{Form, Frames, Message};
 
@@ -42,7 +43,7 @@ pub(super) struct CachedSlice {
 /// One message that is larger than a slice; freed when no outbox holds it.
 #[derive(Debug)]
 struct LargeEncoding {
-    seq: u64,
+    id: MessageId,
     form: Form,
     bytes: usize,
     made_at: LoopTime,
@@ -103,10 +104,10 @@ impl ReplayCache {
         form: Form,
         now: LoopTime,
     ) -> Option<(Frames, usize)> {
-        let key = (message.id.seq, form);
+        let key = (message.id, form);
         let take_ms = self.take_ms;
         let is_known =
-            |large: &&LargeEncoding| (large.seq, large.form) == key && large.is_shareable(take_ms, now);
+            |large: &&LargeEncoding| (large.id, large.form) == key && large.is_shareable(take_ms, now);
         let known = self.large.iter().find(is_known);
         if let Some(frames) = known.and_then(|large| large.encoding.upgrade()) {
             return Some((frames, 0));
@@ -119,7 +120,7 @@ impl ReplayCache {
         }
         let frames: Frames = Rc::new(message.encode(form));
         let (bytes, encoding) = (frames.len(), Rc::downgrade(&frames));
-        self.large.push(LargeEncoding { seq: message.id.seq, form, bytes, made_at: now, encoding });
+        self.large.push(LargeEncoding { id: message.id, form, bytes, made_at: now, encoding });
         Some((frames, bytes))
     }
 
@@ -146,5 +147,28 @@ impl ReplayCache {
         let bytes: usize = self.slices.iter().map(|slice| slice.frames.len()).sum();
         assert_eq!(bytes, self.slices_bytes);
         assert!(bytes <= CACHED_BYTES && self.slices.len() <= CACHED_SLICES);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Sender;
+    use crate::wire::Kind;
+
+    /// A log that several nodes share begins to count again in each epoch.
+    #[test]
+    fn large_messages_of_two_epochs_with_one_seq_are_encoded_each() {
+        let (mut cache, now) = (ReplayCache::new(1 << 20, 1_000), LoopTime::from_millis(0));
+        let sender = Sender::default();
+        let mut encode = |epoch, payload: &[u8]| {
+            let id = MessageId { epoch, seq: 5 };
+            let message = Message { channel: "a", id, number: 1, sender: &sender, kind: Kind::Text, payload };
+            cache.large(&message, Form::Raw, now).unwrap()
+        };
+        let (old, _) = encode(7, b"old");
+        let (new, new_bytes) = encode(8, b"new");
+        assert!(old.ends_with(b"old") && new.ends_with(b"new") && new_bytes > 0);
+        assert_eq!(encode(8, b"new").1, 0, "it is shared");
     }
 }
