@@ -25,9 +25,9 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Frames a message; returns true if it is the first.
-    pub(super) fn push(&mut self, seq: u64, kind: Kind, payload: &[u8], sender: Sender) -> bool {
+    pub(super) fn push(&mut self, log_index: u64, kind: Kind, payload: &[u8], sender: Sender) -> bool {
         wire::append_message(&mut self.frames, kind, payload);
-        self.entries.push(BatchEntry { end: self.frames.len() as u32, seq, kind, sender });
+        self.entries.push(BatchEntry { end: self.frames.len() as u32, log_index, kind, sender });
         self.entries.len() == 1
     }
 
@@ -51,13 +51,13 @@ impl Batch {
     ) -> (u64, Message<'a>) {
         let number = next_number - (self.entries.len() - index) as u64;
         let of = MessagesOf { channel, epoch, number: number - index as u64 };
-        (self.entries[index].seq, of.message(&self.frames, &self.entries, index))
+        (self.entries[index].log_index, of.message(&self.frames, &self.entries, index))
     }
 
     /// The index in the log of the message that is this far from the end.
-    pub(super) fn seq_from_end(&self, from_end: usize) -> Option<u64> {
+    pub(super) fn log_index_from_end(&self, from_end: usize) -> Option<u64> {
         let index = self.entries.len().checked_sub(from_end)?;
-        self.entries.get(index).map(|entry| entry.seq)
+        self.entries.get(index).map(|entry| entry.log_index)
     }
 
     /// The messages that a live subscriber has yet to be sent.
@@ -124,11 +124,11 @@ struct MessagesOf<'a> {
 
 impl<'a> MessagesOf<'a> {
     fn message(&self, frames: &'a [u8], entries: &'a [BatchEntry], index: usize) -> Message<'a> {
-        let BatchEntry { end, seq, kind, ref sender } = entries[index];
+        let BatchEntry { end, log_index, kind, ref sender } = entries[index];
         let start = index.checked_sub(1).map_or(0, |before| entries[before].end);
         Message {
             channel: self.channel,
-            id: self.epoch.id(seq),
+            id: self.epoch.id(log_index),
             number: self.number + index as u64,
             sender,
             kind,
@@ -176,7 +176,7 @@ pub struct FinishedBatch {
 #[derive(Clone, Copy, Debug)]
 pub struct BatchStart {
     /// The number in the log before the first message.
-    pub(super) seq: u64,
+    pub(super) log_index: u64,
     /// The number of the first message in the channel.
     pub(super) number: u64,
 }
@@ -317,13 +317,13 @@ impl FinishedBatch {
     pub(super) fn last_compressed_envelope(&mut self, deflater: &mut Deflater) -> Option<(u64, WindowEnd)> {
         let plain = &self.forms[Form::Envelope.index()].as_ref()?.frames;
         let (index, window) = self.compression.last(Form::Envelope, plain, deflater)?;
-        Some((self.entries[index].seq, window))
+        Some((self.entries[index].log_index, window))
     }
 
-    /// Limits the context after the batch to the messages after `seq`: the windows of some `oyez.v1` subscribers end
+    /// Limits the context after the batch to the messages after `log_index`: the windows of some `oyez.v1` subscribers end
     /// with these, and with no earlier ones.
-    pub(super) fn start_context_after(&mut self, seq: u64) {
-        let start = self.entries.partition_point(|entry| entry.seq <= seq);
+    pub(super) fn start_context_after(&mut self, log_index: u64) {
+        let start = self.entries.partition_point(|entry| entry.log_index <= log_index);
         self.compression.start_context_at(Form::Envelope, start);
     }
 
@@ -373,11 +373,11 @@ impl FinishedBatch {
     /// The position before the first message for a subscriber whose outbox had no room.
     pub fn start_for(&self, subscriber: SlotId) -> BatchStart {
         let first = self.received_ranges(subscriber).first().map_or(self.entries.len(), |range| range.start);
-        let seq = match first.checked_sub(1) {
-            Some(before) => self.entries[before].seq,
-            None => self.entries[0].seq - 1,
+        let log_index = match first.checked_sub(1) {
+            Some(before) => self.entries[before].log_index,
+            None => self.entries[0].log_index - 1,
         };
-        BatchStart { seq, number: self.number + first as u64 }
+        BatchStart { log_index, number: self.number + first as u64 }
     }
 
     /// Returns the number of messages.
@@ -385,8 +385,8 @@ impl FinishedBatch {
         self.entries.len()
     }
 
-    pub(super) fn seq(&self, message: usize) -> u64 {
-        self.entries[message].seq
+    pub(super) fn log_index(&self, message: usize) -> u64 {
+        self.entries[message].log_index
     }
 
     /// A range of messages in the form of `oyez.v1`, of a batch that was finished to be merged.

@@ -216,7 +216,7 @@ impl Channel {
     /// Frames one message; returns true if it is the first of its batch.
     pub(super) fn publish(
         &mut self,
-        seq: u64,
+        log_index: u64,
         kind: Kind,
         payload: &[u8],
         sender: Sender,
@@ -230,8 +230,8 @@ impl Channel {
             self.batch.exclude(form, subscriber, message..message + 1);
         }
         self.messages += 1;
-        self.last = seq;
-        self.batch.push(seq, kind, payload, sender)
+        self.last = log_index;
+        self.batch.push(log_index, kind, payload, sender)
     }
 
     /// The messages of the open batch that a live subscriber has yet to be sent.
@@ -253,12 +253,12 @@ impl Channel {
     pub(super) fn before_last(&self) -> Option<u64> {
         let stored = |from_last: usize| {
             let index = self.history.len().checked_sub(from_last)?;
-            self.history.get(index).map(|stored| stored.seq)
+            self.history.get(index).map(|stored| stored.log_index)
         };
         match self.batch.len() {
             0 => stored(2),
             1 => stored(1),
-            _ => self.batch.seq_from_end(2),
+            _ => self.batch.log_index_from_end(2),
         }
     }
 
@@ -305,13 +305,13 @@ impl Channel {
         let stored = self.history.get(index)?;
         let message = Message {
             channel: &self.name,
-            id: epochs.id(stored.seq),
+            id: epochs.id(stored.log_index),
             number: self.first_number() + index as u64,
             sender: &stored.sender,
             kind: stored.kind,
             payload: stored.payload(),
         };
-        Some((stored.seq, message))
+        Some((stored.log_index, message))
     }
 }
 
@@ -457,7 +457,7 @@ mod tests {
         let delivery = |key| text(finished.delivery(Form::Raw, subscriber(key))).unwrap().1;
         assert_eq!((delivery(0), delivery(2)), (4, 2));
         let before = [0, 2].map(|key| finished.start_for(subscriber(key)));
-        assert_eq!(before.map(|before| (before.seq, before.number)), [(0, 1), (2, 3)]);
+        assert_eq!(before.map(|before| (before.log_index, before.number)), [(0, 1), (2, 3)]);
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Hub {
         missed: Option<u64>,
         why: GapReason,
     ) -> Discontinuity {
-        let upto = self.seq;
+        let upto = self.log_index;
         self.latest_loss = Some(LatestLoss { upto, why });
         while let Some((name, Removed { is_written, .. })) = self.removed.forget_until(upto) {
             if let Some(dirty_channels) = &mut self.dirty_channels {

@@ -1,9 +1,9 @@
-//! Message ids: maps the hub's indexes to epochs, and back.
+//! Message ids: maps the hub's log indexes to epochs, and back.
 //!
-//! Inside the hub one `u64` numbers all positions of the log, the *index*: the fields named `seq` hold it, cursors are
-//! compared by it, and it only increases. Ids are `<epoch>-<seq>`, and an epoch is one lifetime of the log's data. A
-//! server by itself has one epoch for its whole life, and index and seq are equal. A log that several nodes share can
-//! begin further epochs, each of which continues the indexes: only this table translates.
+//! Inside the hub one `u64` numbers all positions of the log, the *log index*: cursors are compared by it, and it only
+//! increases. It is local to the node. Ids are `<epoch>-<seq>`, and an epoch is one lifetime of the log's data. A server
+//! by itself has one epoch for its whole life, and log index and seq are equal. A log that several nodes share can begin
+//! further epochs, each of which continues the log indexes: only this table translates.
 
 use crate::ids::{GapReason, MessageId};
 
@@ -11,23 +11,23 @@ use crate::ids::{GapReason, MessageId};
 /// so 64 of them span months; a row takes 24 bytes.
 const EPOCHS_MAX: usize = 64;
 
-/// An epoch, and the index at which it begins.
+/// An epoch, and the log index at which it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EpochStart {
     epoch: u64,
-    /// The index of seq 0: of the epoch marker, which precedes the first message.
+    /// The log index of seq 0: of the epoch marker, which precedes the first message.
     first: u64,
 }
 
 impl EpochStart {
-    /// The id of an index in this epoch.
+    /// The id of a log index in this epoch.
     #[inline]
-    pub(crate) fn id(self, index: u64) -> MessageId {
-        MessageId { epoch: self.epoch, seq: index.saturating_sub(self.first) }
+    pub(crate) fn id(self, log_index: u64) -> MessageId {
+        MessageId { epoch: self.epoch, seq: log_index.saturating_sub(self.first) }
     }
 
-    /// The index of a number of this epoch.
-    pub(crate) fn index(self, seq: u64) -> u64 {
+    /// The log index of a seq of this epoch.
+    pub(crate) fn log_index(self, seq: u64) -> u64 {
         self.first.saturating_add(seq)
     }
 }
@@ -38,7 +38,7 @@ struct EndedEpoch {
     start: EpochStart,
     /// The last seq that the log still had when the next epoch began. `None` if the log has lost the whole epoch: its
     /// messages are freed one channel after the other, and keep their ids until then, but a cursor of that epoch has no
-    /// index.
+    /// log index.
     last: Option<u64>,
 }
 
@@ -63,16 +63,16 @@ impl Epochs {
 
     /// The id of an index.
     #[inline]
-    pub(crate) fn id(&self, index: u64) -> MessageId {
-        if index >= self.current.first {
-            return self.current.id(index);
+    pub(crate) fn id(&self, log_index: u64) -> MessageId {
+        if log_index >= self.current.first {
+            return self.current.id(log_index);
         }
         // Nothing is stored from before the oldest epoch, and index 0 is the cursor before everything.
-        let row = match self.ended.partition_point(|ended| ended.start.first <= index) {
-            later if index > 0 && later > 0 => Some(&self.ended[later - 1]),
+        let row = match self.ended.partition_point(|ended| ended.start.first <= log_index) {
+            later if log_index > 0 && later > 0 => Some(&self.ended[later - 1]),
             _ => self.ended.iter().find(|ended| ended.last.is_some()),
         };
-        row.map_or(self.current, |ended| ended.start).id(index)
+        row.map_or(self.current, |ended| ended.start).id(log_index)
     }
 
     /// The index of an id, or the reason why it has none; `head` is the index of the log's last entry.
@@ -80,10 +80,10 @@ impl Epochs {
     /// # Errors
     /// [`GapReason::Epoch`]: no known epoch. [`GapReason::Future`]: ahead of the log. [`GapReason::Lost`]: the log lost
     /// the message when a later epoch began.
-    pub(super) fn index(&self, id: MessageId, head: u64) -> Result<u64, GapReason> {
+    pub(super) fn log_index(&self, id: MessageId, head: u64) -> Result<u64, GapReason> {
         if id.epoch == self.current.epoch {
-            let index = self.current.first.checked_add(id.seq).ok_or(GapReason::Future)?;
-            return if index <= head { Ok(index) } else { Err(GapReason::Future) };
+            let log_index = self.current.first.checked_add(id.seq).ok_or(GapReason::Future)?;
+            return if log_index <= head { Ok(log_index) } else { Err(GapReason::Future) };
         }
         let ended = self.ended.iter().find(|ended| ended.start.epoch == id.epoch);
         let (start, last) =
@@ -158,9 +158,12 @@ mod tests {
     fn one_epoch_maps_indexes_to_equal_numbers() {
         let epochs = Epochs::new(7);
         assert_eq!((epochs.id(0), epochs.id(41)), (id(7, 0), id(7, 41)));
-        assert_eq!((epochs.index(id(7, 4), 4), epochs.index(id(7, 5), 4)), (Ok(4), Err(GapReason::Future)));
-        assert_eq!(epochs.index(id(8, 1), 4), Err(GapReason::Epoch));
-        assert_eq!(epochs.index(id(7, u64::MAX), 4), Err(GapReason::Future));
+        assert_eq!(
+            (epochs.log_index(id(7, 4), 4), epochs.log_index(id(7, 5), 4)),
+            (Ok(4), Err(GapReason::Future))
+        );
+        assert_eq!(epochs.log_index(id(8, 1), 4), Err(GapReason::Epoch));
+        assert_eq!(epochs.log_index(id(7, u64::MAX), 4), Err(GapReason::Future));
         assert!(
             epochs.is_ahead(id(7, 5), 4) && epochs.is_ahead(id(8, 0), 4) && !epochs.is_ahead(id(6, 9), 4)
         );
@@ -169,14 +172,14 @@ mod tests {
     #[test]
     fn every_index_has_an_id_that_maps_back_to_it_unless_it_was_lost() {
         let (epochs, head) = three();
-        for index in 0..=head {
-            let lost = (4..6).contains(&index);
-            let expected = if lost { Err(GapReason::Lost) } else { Ok(index) };
-            assert_eq!(epochs.index(epochs.id(index), head), expected, "{index}");
+        for log_index in 0..=head {
+            let lost = (4..6).contains(&log_index);
+            let expected = if lost { Err(GapReason::Lost) } else { Ok(log_index) };
+            assert_eq!(epochs.log_index(epochs.id(log_index), head), expected, "{log_index}");
         }
         assert_eq!([epochs.id(5), epochs.id(6), epochs.id(10)], [id(10, 5), id(20, 0), id(30, 1)]);
         assert_eq!((epochs.end_of(10), epochs.end_of(20)), (6, 9));
-        assert_eq!(epochs.index(id(15, 0), head), Err(GapReason::Epoch));
+        assert_eq!(epochs.log_index(id(15, 0), head), Err(GapReason::Epoch));
     }
 
     #[test]
@@ -190,11 +193,11 @@ mod tests {
             (id(30, 0), Err(GapReason::Epoch)),
             (id(40, 0), Ok(head + 1)),
         ] {
-            assert_eq!(epochs.index(cursor, head + 1), expected, "{cursor}");
+            assert_eq!(epochs.log_index(cursor, head + 1), expected, "{cursor}");
         }
         assert_eq!(epochs.end_of(10), head + 1);
         assert_eq!(epochs.begin(50, head + 2, id(0, 0)), None, "an empty log names no id");
-        assert_eq!((epochs.index(id(10, 1), 99), epochs.known()), (Err(GapReason::Epoch), 0));
+        assert_eq!((epochs.log_index(id(10, 1), 99), epochs.known()), (Err(GapReason::Epoch), 0));
     }
 
     #[test]
@@ -214,11 +217,11 @@ mod tests {
         let (mut epochs, head) = three();
         assert_eq!(epochs.begin(40, head + 1, id(0, 0)), None);
         assert_eq!(
-            [3, 7, 10, 11].map(|index| epochs.id(index)),
+            [3, 7, 10, 11].map(|log_index| epochs.id(log_index)),
             [id(10, 3), id(20, 1), id(30, 1), id(40, 0)]
         );
         for cursor in [id(10, 3), id(20, 1), id(30, 1)] {
-            assert_eq!(epochs.index(cursor, head + 1), Err(GapReason::Epoch), "{cursor}");
+            assert_eq!(epochs.log_index(cursor, head + 1), Err(GapReason::Epoch), "{cursor}");
         }
         assert_eq!(epochs.begin(50, head + 2, id(40, 0)), Some(head + 1));
         assert_eq!(epochs.ended.len(), 1);

@@ -58,18 +58,18 @@ impl Hub {
             }
             form = live;
             for index in channel.unsent(subscriber) {
-                let (seq, message) = channel.open_message(self.epochs.current(), index);
+                let (log_index, message) = channel.open_message(self.epochs.current(), index);
                 bytes += message.payload.len() + history::MESSAGE_BYTES;
                 if bytes > UNSENT_BYTES_MAX || self.sent_early + order.len() >= UNSENT_MESSAGES_MAX {
                     return Unsent::TooMuch;
                 }
-                order.push((seq, message));
+                order.push((log_index, message));
             }
         }
         if order.is_empty() {
             return Unsent::Nothing;
         }
-        order.sort_unstable_by_key(|(seq, _)| *seq);
+        order.sort_unstable_by_key(|(log_index, _)| *log_index);
         let piece = form.piece(|out| order.iter().for_each(|(_, message)| message.append_as(form, out)));
         Unsent::Delivery(Delivery { frames: Slices::Whole(Rc::new(piece)), messages: order.len() as u32 })
     }

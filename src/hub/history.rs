@@ -33,7 +33,7 @@ pub(super) const SMALL_BYTES: usize = 1024;
 pub(super) struct BatchEntry {
     /// The end of its frame; it begins where the one before it ends.
     pub(super) end: u32,
-    pub(super) seq: u64,
+    pub(super) log_index: u64,
     pub(super) kind: Kind,
     pub(super) sender: Sender,
 }
@@ -56,7 +56,7 @@ pub(super) struct StoredMessage {
     batch: Frames,
     start: u32,
     end: u32,
-    pub(super) seq: u64,
+    pub(super) log_index: u64,
     pub(super) at: LoopTime,
     pub(super) kind: Kind,
     pub(super) sender: Sender,
@@ -113,8 +113,8 @@ impl History {
     }
 
     /// The index of the first message after this number in the log.
-    pub(super) fn index_after(&self, seq: u64) -> usize {
-        self.messages.partition_point(|message| message.seq <= seq)
+    pub(super) fn index_after(&self, log_index: u64) -> usize {
+        self.messages.partition_point(|message| message.log_index <= log_index)
     }
 
     /// Stores a batch, as far as the limits allow.
@@ -139,13 +139,13 @@ impl History {
         let first = first_to_store(entries, limits);
         if let Some(last_dropped) = first.checked_sub(1) {
             self.clear();
-            self.evicted_through = entries[last_dropped].seq;
+            self.evicted_through = entries[last_dropped].log_index;
         }
         let start = first.checked_sub(1).map_or(0, |before| entries[before].end);
         let (batch, shift) = share_or_copy(batch, start);
         let mut start = start;
         for (index, entry) in entries.iter().enumerate().skip(first) {
-            let BatchEntry { end, seq, kind, ref sender } = *entry;
+            let BatchEntry { end, log_index, kind, ref sender } = *entry;
             if self.messages.len() == self.messages.capacity() {
                 // Doubling would leave up to half of it unused, for as long as the channel lives.
                 self.messages.reserve_exact((self.messages.len() / 4).max(4));
@@ -154,7 +154,7 @@ impl History {
                 batch: batch.clone(),
                 start: start - shift,
                 end: end - shift,
-                seq,
+                log_index,
                 at: published_at(index),
                 kind,
                 sender: sender.clone(),
@@ -202,19 +202,19 @@ impl History {
     pub(super) fn evict_oldest(&mut self) {
         if let Some(message) = self.messages.pop_front() {
             self.bytes -= message.cost();
-            self.evicted_through = message.seq;
+            self.evicted_through = message.log_index;
         }
         if self.messages.is_empty() {
             self.messages = VecDeque::new();
         }
     }
 
-    /// Drops the messages up to an index, which may be that of no message.
-    pub(super) fn evict_through(&mut self, index: u64) {
-        while self.messages.front().is_some_and(|message| message.seq <= index) {
+    /// Drops the messages up to a log index, which may be that of no message.
+    pub(super) fn evict_through(&mut self, log_index: u64) {
+        while self.messages.front().is_some_and(|message| message.log_index <= log_index) {
             self.evict_oldest();
         }
-        self.evicted_through = self.evicted_through.max(index);
+        self.evicted_through = self.evicted_through.max(log_index);
     }
 
     /// Drops messages older than `age_ms`.
@@ -271,15 +271,20 @@ mod tests {
         LoopTime::from_millis(millis)
     }
 
-    /// Stores a batch of texts whose numbers begin with `seq`.
-    fn append(history: &mut History, texts: &[&str], seq: u64, now: u64) -> Frames {
+    /// Stores a batch of texts whose numbers begin with `log_index`.
+    fn append(history: &mut History, texts: &[&str], log_index: u64, now: u64) -> Frames {
         let mut frames = Vec::new();
         let entries: Vec<BatchEntry> = texts
             .iter()
-            .zip(seq..)
-            .map(|(text, seq)| {
+            .zip(log_index..)
+            .map(|(text, log_index)| {
                 wire::append_message(&mut frames, Kind::Text, text.as_bytes());
-                BatchEntry { end: frames.len() as u32, seq, kind: Kind::Text, sender: Sender::default() }
+                BatchEntry {
+                    end: frames.len() as u32,
+                    log_index,
+                    kind: Kind::Text,
+                    sender: Sender::default(),
+                }
             })
             .collect();
         let batch = Rc::new(Bytes::from(frames));
@@ -291,7 +296,7 @@ mod tests {
         (0..history.len())
             .map(|index| {
                 let message = history.get(index).unwrap();
-                (message.seq, String::from_utf8(message.payload().to_vec()).unwrap())
+                (message.log_index, String::from_utf8(message.payload().to_vec()).unwrap())
             })
             .collect()
     }
@@ -304,7 +309,7 @@ mod tests {
         append(&mut history, &["c", "d"], 20, 0);
         assert_eq!(texts(&history), [(11, "b".into()), (20, "c".into()), (21, "d".into())]);
         assert_eq!((history.evicted_through(), history.bytes()), (10, 3 * (3 + MESSAGE_BYTES)));
-        assert_eq!([10, 11, 15, 21].map(|seq| history.index_after(seq)), [0, 1, 1, 3]);
+        assert_eq!([10, 11, 15, 21].map(|log_index| history.index_after(log_index)), [0, 1, 1, 3]);
         append(&mut history, &["e", "f", "g", "h", "i"], 30, 0);
         assert_eq!(texts(&history), [(32, "g".into()), (33, "h".into()), (34, "i".into())]);
         assert_eq!(history.evicted_through(), 31);
@@ -317,7 +322,7 @@ mod tests {
         append(&mut history, &[&long, "b"], 1, 0);
         assert_eq!(history.len(), 2);
         append(&mut history, &[&long], 3, 400);
-        assert_eq!(texts(&history).iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(texts(&history).iter().map(|(log_index, _)| *log_index).collect::<Vec<_>>(), [2, 3]);
         history.expire(LIMITS.age_ms, at(499));
         assert_eq!(history.len(), 2);
         history.expire(LIMITS.age_ms, at(500));
@@ -330,14 +335,19 @@ mod tests {
     fn small_messages_published_alone_are_coalesced() {
         let limits = HistoryLimits { messages_max: 30, bytes_max: 1 << 20, ..LIMITS };
         let mut history = History::new(0);
-        for seq in 1..=40 {
+        for log_index in 1..=40 {
             let mut frames = Vec::new();
-            wire::append_message(&mut frames, Kind::Text, seq.to_string().as_bytes());
-            let entry =
-                BatchEntry { end: frames.len() as u32, seq, kind: Kind::Text, sender: Sender::default() };
+            wire::append_message(&mut frames, Kind::Text, log_index.to_string().as_bytes());
+            let entry = BatchEntry {
+                end: frames.len() as u32,
+                log_index,
+                kind: Kind::Text,
+                sender: Sender::default(),
+            };
             history.append(&Rc::new(Bytes::from(frames)), &[entry], &limits, at(0));
-            let expected: Vec<(u64, String)> =
-                (seq.saturating_sub(29).max(1)..=seq).map(|seq| (seq, seq.to_string())).collect();
+            let expected: Vec<(u64, String)> = (log_index.saturating_sub(29).max(1)..=log_index)
+                .map(|log_index| (log_index, log_index.to_string()))
+                .collect();
             assert_eq!(texts(&history), expected);
         }
         let owners = |history: &History, index: usize| Rc::strong_count(&history.messages[index].batch);

@@ -174,8 +174,9 @@ impl BatchGroup {
             if batch.compression.is_excluded() {
                 return None;
             }
-            let candidate =
-                batch.last_compressed_envelope(deflater).map(|(seq, window)| (seq, window, index));
+            let candidate = batch
+                .last_compressed_envelope(deflater)
+                .map(|(log_index, window)| (log_index, window, index));
             before = before.max(last.min(candidate));
             last = last.max(candidate);
         }
@@ -187,7 +188,7 @@ impl BatchGroup {
         self.compressed_bytes += bytes;
         let pieces = plain.frames.as_slice().iter().map(|piece| &piece[..]);
         if has_context {
-            let before = before.map_or(0, |(seq, ..)| seq);
+            let before = before.map_or(0, |(log_index, ..)| log_index);
             self.batches[index as usize].1.start_context_after(before);
         }
         // The fastest level, since there may be as many sets of channels as subscribers.
@@ -230,7 +231,7 @@ impl BatchGroup {
             let whole = subscriber.is_none().then_some(0..batch.len());
             let received = subscriber.map(|subscriber| batch.received_ranges(subscriber)).unwrap_or_default();
             let messages = whole.into_iter().chain(received).flatten();
-            order.extend(messages.map(|message| (batch.seq(message), index, message as u32)));
+            order.extend(messages.map(|message| (batch.log_index(message), index, message as u32)));
         }
         // Each batch is in order already, which makes this sort fast.
         order.sort();

@@ -76,7 +76,7 @@ pub struct Hub {
     history: HistoryLimits,
     epochs: Epochs,
     /// The index of the log's last message.
-    seq: u64,
+    log_index: u64,
     /// Cursors before this index are incomplete on a channel that is subscribed to from now on.
     cursor_floor: u64,
     /// The latest discontinuity of a shared log.
@@ -133,8 +133,8 @@ pub struct ChannelsFull;
 pub struct Published {
     /// Its id.
     pub id: MessageId,
-    /// Its index in the log.
-    pub index: u64,
+    /// Its log index.
+    pub log_index: u64,
     /// The channel's number of subscribers.
     pub subscribers: usize,
 }
@@ -162,7 +162,7 @@ impl Hub {
             channels_max: limits.channels_max,
             history: limits.history,
             epochs: Epochs::new(epoch),
-            seq: 0,
+            log_index: 0,
             cursor_floor: 0,
             latest_loss: None,
             removed: RemovedChannels::new(limits.removed_channels_bytes_max),
@@ -213,58 +213,58 @@ impl Hub {
 
     /// The log's last message, as a cursor: all later messages are new.
     pub fn head(&self) -> MessageId {
-        self.id(self.seq)
+        self.id(self.log_index)
     }
 
-    /// The id of an index.
-    pub fn id(&self, index: u64) -> MessageId {
-        self.epochs.id(index)
+    /// The id of a log index.
+    pub fn id(&self, log_index: u64) -> MessageId {
+        self.epochs.id(log_index)
     }
 
     /// Returns true if the cursor is later than the log's last message.
     pub fn is_ahead(&self, cursor: MessageId) -> bool {
-        self.epochs.is_ahead(cursor, self.seq)
+        self.epochs.is_ahead(cursor, self.log_index)
     }
 
     /// Continues after the number `seq` of the present epoch: the entries of a shared log that are not messages, and
     /// those that this server does not have, have numbers too.
     pub fn advance_to(&mut self, seq: u64) {
-        self.seq = self.seq.max(self.epochs.current().index(seq));
+        self.log_index = self.log_index.max(self.epochs.current().log_index(seq));
     }
 
     /// Begins to read a shared log after the sequence number `before`, which is the last that this node does not read.
     /// No channel may have a message.
     pub fn begin_log(&mut self, epoch: u64, before: u64) {
         self.epochs = Epochs::new(epoch);
-        self.seq = before;
+        self.log_index = before;
         self.removed.raise(before);
     }
 
     /// Makes cursors before the log's head incomplete for clients that subscribe from now on. Present subscribers miss
     /// nothing.
     pub fn raise_cursor_floor(&mut self) {
-        self.cursor_floor = self.cursor_floor.max(self.seq);
+        self.cursor_floor = self.cursor_floor.max(self.log_index);
     }
 
     /// As [`Hub::raise_cursor_floor`], but the log's head becomes an incomplete cursor too: a client may have received
     /// it before the loss was found.
     pub fn raise_cursor_floor_above_head(&mut self) {
-        self.cursor_floor = self.seq.saturating_add(1);
+        self.cursor_floor = self.log_index.saturating_add(1);
     }
 
     /// Records that a message of the log is not stored: there is no room for its channel, which has no subscribers
     /// here.
     pub fn skip_message(&mut self) {
-        self.seq = self.seq.saturating_add(1);
-        self.removed.raise(self.seq);
+        self.log_index = self.log_index.saturating_add(1);
+        self.removed.raise(self.log_index);
     }
 
     /// Begins an epoch, whose marker names the last id that survived in the log. No batch may be open. Returns the
-    /// index of that id; `None` if the history before the marker has to be freed.
+    /// log index of that id; `None` if the history before the marker has to be freed.
     pub fn begin_epoch(&mut self, epoch: u64, survived: MessageId) -> Option<u64> {
         debug_assert!(self.open_batches.is_empty());
-        self.seq = self.seq.saturating_add(1);
-        self.epochs.begin(epoch, self.seq, survived)
+        self.log_index = self.log_index.saturating_add(1);
+        self.epochs.begin(epoch, self.log_index, survived)
     }
 
     /// Returns the channel of that name; creates it if it does not exist.
@@ -325,7 +325,7 @@ impl Hub {
     fn remember_removed(&mut self, name: Rc<str>, last: u64, is_written: bool) {
         let Hub { removed, dirty_channels, .. } = self;
         // A channel that never had a message needs no entry, unless it is in the file.
-        let is_known = last <= removed.max_removed_seq();
+        let is_known = last <= removed.max_removed_index();
         if !is_known {
             removed.insert(name.clone(), Removed { last, is_written });
         }
@@ -377,14 +377,14 @@ impl Hub {
         sender: Sender,
         subscription: Option<Subscription>,
     ) -> Published {
-        self.seq = self.seq.saturating_add(1);
+        self.log_index = self.log_index.saturating_add(1);
         let echo_excluded_by = subscription.filter(|subscription| !subscription.echo);
         let channel = &mut self.channels[id.0 as usize];
-        if channel.publish(self.seq, kind, payload, sender, echo_excluded_by) {
+        if channel.publish(self.log_index, kind, payload, sender, echo_excluded_by) {
             self.open_batches.push(id);
         }
         let subscribers = self.channels[id.0 as usize].subscribers();
-        Published { id: self.id(self.seq), index: self.seq, subscribers }
+        Published { id: self.id(self.log_index), log_index: self.log_index, subscribers }
     }
 
     /// Finds the message that was published under a key before.
@@ -396,9 +396,9 @@ impl Hub {
         now: LoopTime,
     ) -> Option<Duplicate> {
         Some(match self.idempotency.find(key, kind, payload, now)? {
-            KeyUse::SamePayload(seq) => {
+            KeyUse::SamePayload(log_index) => {
                 let subscribers = self.info(key.channel).subscribers;
-                Duplicate::Same(Published { id: self.id(seq), index: seq, subscribers })
+                Duplicate::Same(Published { id: self.id(log_index), log_index, subscribers })
             }
             KeyUse::OtherPayload => Duplicate::OtherPayload,
         })
@@ -406,8 +406,8 @@ impl Hub {
 
     /// Forgets an idempotency key that was recorded with this message or an earlier one.
     pub fn forget_key_until(&mut self, key: IdempotencyKey<'_>, message: MessageId) {
-        if let Ok(index) = self.epochs.index(message, self.seq) {
-            self.idempotency.forget_until(key, index);
+        if let Ok(log_index) = self.epochs.log_index(message, self.log_index) {
+            self.idempotency.forget_until(key, log_index);
         }
     }
 
@@ -417,10 +417,10 @@ impl Hub {
         key: IdempotencyKey<'_>,
         kind: Kind,
         payload: &[u8],
-        message: u64,
+        log_index: u64,
         now: LoopTime,
     ) {
-        self.idempotency.record(key, kind, payload, message, now);
+        self.idempotency.record(key, kind, payload, log_index, now);
     }
 
     /// Derives the order in which idempotency keys are evicted from the identity of a shared log.
@@ -428,10 +428,10 @@ impl Hub {
         self.idempotency.seed(u64::from(birth));
     }
 
-    /// Forgets the idempotency keys of messages after an index, which a shared log has lost: all nodes must know the
+    /// Forgets the idempotency keys of messages after a log index, which a shared log has lost: all nodes must know the
     /// same keys.
-    pub fn forget_keys_after(&mut self, index: u64) {
-        self.idempotency.forget_after(index);
+    pub fn forget_keys_after(&mut self, log_index: u64) {
+        self.idempotency.forget_after(log_index);
     }
 
     /// Evicts the oldest messages of the largest histories while all of them exceed their total limit. The channel

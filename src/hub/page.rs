@@ -148,8 +148,8 @@ impl Page {
             return false;
         };
         let index = channel.history.index_after(self.cursor);
-        let message = channel.message(&hub.epochs, index).filter(|(seq, _)| *seq <= self.upto);
-        let Some((seq, message)) = message else {
+        let message = channel.message(&hub.epochs, index).filter(|(log_index, _)| *log_index <= self.upto);
+        let Some((log_index, message)) = message else {
             self.end(hub, out, None);
             return false;
         };
@@ -171,7 +171,7 @@ impl Page {
             self.message = channel.history.frames(index).map(|frame| Begun { frame, kind, encoded });
         }
         self.bytes += out.len() - before;
-        self.cursor = seq;
+        self.cursor = log_index;
         self.left -= 1;
         self.stage = PageStage::Later;
         true

@@ -21,10 +21,10 @@ use crate::time::LoopTime;
 pub struct LogHead {
     /// The number that identifies the log.
     pub epoch: u64,
-    /// The number of its last message.
-    pub seq: u64,
+    /// The log index of its last message, which is also the seq of its id.
+    pub log_index: u64,
     /// The last message of any removed channel that is no longer remembered.
-    pub max_removed_seq: u64,
+    pub max_removed_index: u64,
 }
 
 /// The log's time, which continues across restarts, in milliseconds, and the same time on the loop's clock.
@@ -56,7 +56,11 @@ impl Hub {
 
     /// The state of the log.
     pub fn log_head(&self) -> LogHead {
-        LogHead { epoch: self.head().epoch, seq: self.seq, max_removed_seq: self.removed.max_removed_seq() }
+        LogHead {
+            epoch: self.head().epoch,
+            log_index: self.log_index,
+            max_removed_index: self.removed.max_removed_index(),
+        }
     }
 
     /// Takes up to `most` changes; stops with the message that takes them over `bytes`.
@@ -103,8 +107,9 @@ impl Hub {
 fn take_change(channel: &mut Channel, log_time: LogTime, bytes: usize) -> (Change, bool) {
     let history = &channel.history;
     // Searched from the end: the new messages are the last ones, and older ones need not be touched.
-    let is_new =
-        |index: &usize| history.get(*index).is_some_and(|message| message.seq > channel.persisted.written);
+    let is_new = |index: &usize| {
+        history.get(*index).is_some_and(|message| message.log_index > channel.persisted.written)
+    };
     let first = (0..history.len()).rev().take_while(is_new).last().unwrap_or(history.len());
     let mut messages = Vec::new();
     let mut end = first;
@@ -113,16 +118,17 @@ fn take_change(channel: &mut Channel, log_time: LogTime, bytes: usize) -> (Chang
         && let Some(message) = history.get(end)
     {
         let at = log_time.millis.saturating_sub(u64::from(log_time.now.millis_since(message.at)));
-        let StoredMessage { seq, kind, ref sender, .. } = *message;
+        let StoredMessage { log_index, kind, ref sender, .. } = *message;
         let (client, user) = (sender.client, sender.user.as_ref().map(User::as_json));
-        let message = change::ChangeMessage { seq, at, kind, client, user, payload: message.payload() };
+        let message =
+            change::ChangeMessage { seq: log_index, at, kind, client, user, payload: message.payload() };
         change::put_message(&mut messages, &message);
         end += 1;
     }
     let is_all = end == history.len();
     // Each change is consistent by itself: if a channel is written in parts, the position is that of the part.
     let (number, last) = match end.checked_sub(1).and_then(|index| history.get(index)) {
-        Some(message) if !is_all => (channel.first_number() + end as u64 - 1, message.seq),
+        Some(message) if !is_all => (channel.first_number() + end as u64 - 1, message.log_index),
         _ => (channel.messages(), channel.last()),
     };
     let position = ChannelPosition { number, last, evicted_through: history.evicted_through() };

@@ -4,7 +4,7 @@
 //! missed messages and must be notified; one that subscribes to a channel that never had a message has missed none. So
 //! the names are remembered, in bounded memory: the channel whose last message is the oldest is forgotten first, and
 //! from then on cursors before that message count as incomplete on every channel that is not known
-//! ([`RemovedChannels::max_removed_seq`]).
+//! ([`RemovedChannels::max_removed_index`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -18,11 +18,11 @@ pub(super) const REMOVED_CHANNEL_BYTES: usize = 160;
 pub(super) struct RemovedChannels {
     by_name: HashMap<Rc<str>, Removed>,
     /// The removed channels by their last message.
-    by_seq: BTreeMap<u64, Rc<str>>,
+    by_log_index: BTreeMap<u64, Rc<str>>,
     bytes: usize,
     bytes_max: usize,
     /// The last message of any channel that was forgotten.
-    max_removed_seq: u64,
+    max_removed_index: u64,
 }
 
 /// A removed channel.
@@ -38,25 +38,25 @@ impl RemovedChannels {
     pub(super) fn new(bytes_max: usize) -> RemovedChannels {
         RemovedChannels {
             by_name: HashMap::new(),
-            by_seq: BTreeMap::new(),
+            by_log_index: BTreeMap::new(),
             bytes: 0,
             bytes_max,
-            max_removed_seq: 0,
+            max_removed_index: 0,
         }
     }
 
-    pub(super) fn max_removed_seq(&self) -> u64 {
-        self.max_removed_seq
+    pub(super) fn max_removed_index(&self) -> u64 {
+        self.max_removed_index
     }
 
     /// A channel that is not remembered may have had any message up to this one.
-    pub(super) fn raise(&mut self, seq: u64) {
-        self.max_removed_seq = self.max_removed_seq.max(seq);
+    pub(super) fn raise(&mut self, log_index: u64) {
+        self.max_removed_index = self.max_removed_index.max(log_index);
     }
 
     /// The last message that a channel may have had that does not exist now.
     pub(super) fn last(&self, name: &str) -> u64 {
-        self.get(name).map_or(self.max_removed_seq, |removed| removed.last)
+        self.get(name).map_or(self.max_removed_index, |removed| removed.last)
     }
 
     pub(super) fn get(&self, name: &str) -> Option<Removed> {
@@ -67,14 +67,14 @@ impl RemovedChannels {
     pub(super) fn insert(&mut self, name: Rc<str>, removed: Removed) {
         self.remove(&name);
         self.bytes += REMOVED_CHANNEL_BYTES + name.len();
-        self.by_seq.insert(removed.last, name.clone());
+        self.by_log_index.insert(removed.last, name.clone());
         self.by_name.insert(name, removed);
     }
 
     /// Takes out a channel that exists again.
     pub(super) fn remove(&mut self, name: &str) -> Option<Removed> {
         let (name, removed) = self.by_name.remove_entry(name)?;
-        self.by_seq.remove(&removed.last);
+        self.by_log_index.remove(&removed.last);
         self.bytes -= REMOVED_CHANNEL_BYTES + name.len();
         Some(removed)
     }
@@ -87,14 +87,14 @@ impl RemovedChannels {
         self.forget_oldest()
     }
 
-    /// Forgets the channel whose last message is the oldest, if that is not after `seq`.
-    pub(super) fn forget_until(&mut self, seq: u64) -> Option<(Rc<str>, Removed)> {
-        let (&last, _) = self.by_seq.first_key_value()?;
-        if last <= seq { self.forget_oldest() } else { None }
+    /// Forgets the channel whose last message is the oldest, if that is not after `log_index`.
+    pub(super) fn forget_until(&mut self, log_index: u64) -> Option<(Rc<str>, Removed)> {
+        let (&last, _) = self.by_log_index.first_key_value()?;
+        if last <= log_index { self.forget_oldest() } else { None }
     }
 
     fn forget_oldest(&mut self) -> Option<(Rc<str>, Removed)> {
-        let (_, name) = self.by_seq.first_key_value()?;
+        let (_, name) = self.by_log_index.first_key_value()?;
         let name = name.clone();
         let removed = self.remove(&name)?;
         self.raise(removed.last);
@@ -119,7 +119,7 @@ impl RemovedChannels {
     /// Panics if the parts contradict each other; for debug builds and tests.
     pub(super) fn check(&self) {
         assert!(self.bytes <= self.bytes_max);
-        assert_eq!(self.by_name.len(), self.by_seq.len());
+        assert_eq!(self.by_name.len(), self.by_log_index.len());
     }
 }
 
@@ -137,7 +137,7 @@ mod tests {
             removed.check();
         }
         let names: Vec<&str> = forgotten.iter().map(|(name, _)| &**name).collect();
-        assert_eq!((names, removed.max_removed_seq()), (vec!["b", "e"], 3));
+        assert_eq!((names, removed.max_removed_index()), (vec!["b", "e"], 3));
         assert_eq!((removed.last("a"), removed.last("c"), removed.last("never")), (5, 9, 3));
         removed.insert("a".into(), Removed { last: 10, is_written: true });
         assert_eq!((removed.last("a"), removed.len()), (10, 3));

@@ -148,7 +148,7 @@ impl Hub {
             let subscription = Subscription::live(subscription.channel, form, position, subscription.echo);
             return ReplayStep::CaughtUp { subscription, moved, cursor: head };
         }
-        let first = channel.history.get(index).map_or(replay.cursor, |message| message.seq);
+        let first = channel.history.get(index).map_or(replay.cursor, |message| message.log_index);
         if client.is_none()
             && let Some(CachedSlice { upto, messages, frames, .. }) = replays.slice(form, first)
         {
@@ -235,7 +235,7 @@ fn next_slice(
     let form = replay.form;
     let mut out = form.begin(0);
     let (mut upto, mut end, mut messages) = (replay.cursor, index, 0);
-    while let Some((seq, message)) = channel.message(epochs, end)
+    while let Some((log_index, message)) = channel.message(epochs, end)
         && end - index < REPLAY_MESSAGES
     {
         if client.is_none() || message.sender.client != client {
@@ -250,7 +250,7 @@ fn next_slice(
                 return match large {
                     Some((frames, encoded)) => {
                         let content = SliceContent::Large { frames, encoded };
-                        NextSlice { content, upto: seq, end: end + 1, messages: 1 }
+                        NextSlice { content, upto: log_index, end: end + 1, messages: 1 }
                     }
                     None => NextSlice { content: SliceContent::LimitReached, upto, end, messages },
                 };
@@ -261,7 +261,7 @@ fn next_slice(
             message.append_as(form, &mut out);
             messages += 1;
         }
-        (upto, end) = (seq, end + 1);
+        (upto, end) = (log_index, end + 1);
     }
     NextSlice { content: SliceContent::Encoded(out), upto, end, messages }
 }

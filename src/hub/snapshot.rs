@@ -135,10 +135,10 @@ impl RestoreBatch {
     }
 
     fn push(&mut self, message: &ChangeMessage<'_>, user: Option<User>, time: LoopTime) {
-        let ChangeMessage { seq, at, kind, client, payload, .. } = *message;
+        let ChangeMessage { seq: log_index, at, kind, client, payload, .. } = *message;
         wire::append_message(&mut self.frames, kind, payload);
         let sender = Sender { client, user };
-        self.entries.push(BatchEntry { end: self.frames.len() as u32, seq, kind, sender });
+        self.entries.push(BatchEntry { end: self.frames.len() as u32, log_index, kind, sender });
         self.times.push(time);
         self.at = at;
     }
@@ -157,8 +157,8 @@ impl RestoreBatch {
 impl Hub {
     /// Restores a hub under the present limits. It tracks changes; channels that the limits have changed are listed.
     pub fn restore(limits: &Limits, head: LogHead, snapshot: Snapshot) -> (Hub, Restored) {
-        let mut hub = Hub { seq: head.seq, ..Hub::new(limits, head.epoch) };
-        hub.removed.raise(head.max_removed_seq);
+        let mut hub = Hub { log_index: head.log_index, ..Hub::new(limits, head.epoch) };
+        hub.removed.raise(head.max_removed_index);
         let mut channels: Vec<(Box<str>, StoredChannel)> = snapshot.channels.into_iter().collect();
         // If the limits do not allow all channels, those with the latest messages are restored. A removed channel has
         // no messages and takes no memory here.
@@ -166,7 +166,7 @@ impl Hub {
         let spare = channels.len().saturating_sub(limits.channels_max);
         let mut written = Vec::with_capacity(channels.len());
         for (place, (name, channel)) in channels.into_iter().enumerate() {
-            hub.seq = hub.seq.max(channel.last);
+            hub.log_index = hub.log_index.max(channel.last);
             written.push((Rc::<str>::from(name), channel.count));
             let (name, _) = &written[place];
             match ChannelName::parse(name.as_bytes()) {

@@ -118,7 +118,7 @@ impl Hub {
         let channel = &self.channels[id.0 as usize];
         let evicted_through = channel.history.evicted_through();
         match since {
-            Since::Now => (self.seq, None),
+            Since::Now => (self.log_index, None),
             // Evicted messages are a loss to a client that asks for the whole history, as to one that was disconnected.
             Since::Earliest => {
                 let gap = |missed| Gap {
@@ -137,11 +137,13 @@ impl Hub {
     /// The index at which a cursor continues in a channel with messages evicted up to `evicted_through`, and the gap
     /// before it.
     pub(super) fn resume_after(&self, after: MessageId, evicted_through: u64) -> (u64, Option<Gap>) {
-        let (from, why) = match self.epochs.index(after, self.seq) {
-            Ok(index) if index >= evicted_through.max(self.cursor_floor) => return (index, None),
+        let (from, why) = match self.epochs.log_index(after, self.log_index) {
+            Ok(log_index) if log_index >= evicted_through.max(self.cursor_floor) => return (log_index, None),
             // Messages from the floor on are complete.
-            Ok(index) if index >= evicted_through => (index.max(self.cursor_floor - 1), GapReason::Lost),
-            Ok(index) => (evicted_through, self.why_missing(index)),
+            Ok(log_index) if log_index >= evicted_through => {
+                (log_index.max(self.cursor_floor - 1), GapReason::Lost)
+            }
+            Ok(log_index) => (evicted_through, self.why_missing(log_index)),
             Err(GapReason::Lost) => (evicted_through.max(self.epochs.end_of(after.epoch)), GapReason::Lost),
             Err(why) => (evicted_through, why),
         };
@@ -186,7 +188,7 @@ impl Hub {
         let replay = Replay {
             subscriber,
             form,
-            cursor: start.seq,
+            cursor: start.log_index,
             next_number: Some(start.number),
             why: GapReason::Slow,
             ignores_evicted: false,

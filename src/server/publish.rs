@@ -204,7 +204,7 @@ impl<T: Transport> Engine<T> {
         }
         let published = self.hub.publish(channel, kind, payload, sender, subscription);
         if let Some(key) = key {
-            self.hub.record_key(key, kind, payload, published.index, log_time);
+            self.hub.record_key(key, kind, payload, published.log_index, log_time);
         }
         Ok(Applied::New(published))
     }

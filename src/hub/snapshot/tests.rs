@@ -103,7 +103,7 @@ impl World {
             Step::Publish { channel, padding, from } => {
                 let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
                 let id = self.hub.open(&name).unwrap();
-                let text = format!("{} {}", self.hub.log_head().seq, "x".repeat(padding));
+                let text = format!("{} {}", self.hub.log_head().log_index, "x".repeat(padding));
                 let user =
                     (padding % 3 == 0).then(|| User::new(&format!("user{}", padding % 2), Some("[1]")));
                 let sender = Sender { client: from.map(ClientId::from_bits), user };
@@ -229,11 +229,11 @@ proptest! {
         for (_, info, number, envelopes) in observe(&mut restored, now).1 {
             let page: Vec<serde_json::Value> = serde_json::from_str(&format!("[{envelopes}]")).unwrap();
             for (message, n) in page.iter().rev().zip((1..=number).rev()) {
-                let seq: u64 = message["id"].as_str().unwrap().split_once('-').unwrap().1.parse().unwrap();
-                prop_assert!(seq > info.evicted_through && Some(seq) <= info.head);
+                let log_index: u64 = message["id"].as_str().unwrap().split_once('-').unwrap().1.parse().unwrap();
+                prop_assert!(log_index > info.evicted_through && Some(log_index) <= info.head);
                 prop_assert_eq!(message["n"].as_u64(), Some(n));
                 let text = message["text"].as_str().unwrap();
-                prop_assert!(text.starts_with(&format!("{} ", seq - 1)), "{} {}", seq, text);
+                prop_assert!(text.starts_with(&format!("{} ", log_index - 1)), "{} {}", log_index, text);
             }
         }
     }
@@ -276,12 +276,12 @@ fn restored_hub_respects_the_present_limits() {
     let (narrow, two, floors) = restore(wide.history, 2);
     assert_eq!(two.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), ["c2", "c3"]);
     assert_eq!(
-        (narrow.seq, floors),
-        (head.seq, [37, 38, two[0].1.evicted_through, two[1].1.evicted_through, 0, 0]),
+        (narrow.log_index, floors),
+        (head.log_index, [37, 38, two[0].1.evicted_through, two[1].1.evicted_through, 0, 0]),
         "the last messages of c0 and c1"
     );
     let (none, nothing, floors) = restore(HistoryLimits { messages_max: 0, ..wide.history }, 100);
-    assert_eq!((nothing.len(), none.seq, floors), (0, 40, [37, 38, 39, 40, 0, 0]));
+    assert_eq!((nothing.len(), none.log_index, floors), (0, 40, [37, 38, 39, 40, 0, 0]));
 }
 
 #[test]
@@ -329,10 +329,16 @@ fn list_of_changes_is_bounded_by_channels_and_remembered_names() {
 #[test]
 fn invalid_changes_are_rejected() {
     let mut good = Vec::new();
-    let message =
-        |seq| ChangeMessage { seq, at: 0, kind: Kind::Text, client: None, user: None, payload: b"x" };
-    for seq in [3, 4] {
-        crate::hub::change::put_message(&mut good, &message(seq));
+    let message = |log_index| ChangeMessage {
+        seq: log_index,
+        at: 0,
+        kind: Kind::Text,
+        client: None,
+        user: None,
+        payload: b"x",
+    };
+    for log_index in [3, 4] {
+        crate::hub::change::put_message(&mut good, &message(log_index));
     }
     let position = ChannelPosition { number: 2, last: 4, evicted_through: 2 };
     let log_time = LogTime { now: LoopTime::from_millis(0), millis: 0 };

@@ -163,7 +163,7 @@ impl<T: Transport> Engine<T> {
             }
             None => {
                 self.hub.skip_message();
-                Ok(Published { id, index: 0, subscribers: 0 })
+                Ok(Published { id, log_index: 0, subscribers: 0 })
             }
         };
         self.hub.advance_to(id.seq);

@@ -123,7 +123,7 @@ impl Tables {
         };
         let Some(row) = table.get(())? else { return Ok(None) };
         let (epoch, seq, max_removed_seq, log_ms, unix_ms, boot_ms, boot, clients, is_clean) = row.value();
-        let head = LogHead { epoch, seq, max_removed_seq };
+        let head = LogHead { epoch, log_index: seq, max_removed_index: max_removed_seq };
         let state =
             LogState { head, log_ms, stamp: ClockSnapshot { unix_ms, boot_ms, boot }, clients, is_clean };
         let (channels, messages) = (transaction.open_table(CHANNELS)?, transaction.open_table(MESSAGES)?);
@@ -158,8 +158,8 @@ impl Tables {
             let LogState { head, log_ms, stamp, clients, is_clean } = *state;
             let row = (
                 head.epoch,
-                head.seq,
-                head.max_removed_seq,
+                head.log_index,
+                head.max_removed_index,
                 log_ms,
                 stamp.unix_ms,
                 stamp.boot_ms,
