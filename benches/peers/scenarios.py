@@ -103,15 +103,21 @@ def bytes_per_idle_connection(report):
     return report["memory"]["rss_bytes_per_connection"]
 
 
-def bytes_per_subscriber_after(report, kind="rss_bytes"):
-    """Resident memory above that of the empty server, per connection."""
+def bytes_per_subscriber_after(report, smaller, kind="rss_bytes"):
+    """Resident memory for each further subscriber: the slope between the runs with fewer and with more of them. Pages of
+    the program that become resident when their code first runs, and buffers that exist once, are in both."""
+    subscribers = report["setup"]["connections"] - smaller["setup"]["connections"]
+    return (memory_above_empty(report, kind) - memory_above_empty(smaller, kind)) / subscribers
+
+
+def anonymous_bytes_per_subscriber_after(report, smaller):
+    """The same without files."""
+    return bytes_per_subscriber_after(report, smaller, "anonymous_bytes")
+
+
+def memory_above_empty(report, kind):
     points = report["memory"]["points"]
-    return (points[-1][kind] - points[0][kind]) / report["setup"]["connections"]
-
-
-def anonymous_bytes_per_subscriber_after(report):
-    """The same without the pages of the program's file, which become resident when their code first runs."""
-    return bytes_per_subscriber_after(report, "anonymous_bytes")
+    return points[-1][kind] - points[0][kind]
 
 
 def us_per_handshake(report):

@@ -24,6 +24,8 @@ class Column:
     figure: object
     # A ratio of a few bytes to a few bytes means nothing.
     has_ratio: bool = False
+    # The figure is a slope between this scenario, of the same round, and the other one.
+    smaller: str | None = None
 
 
 def tables(servers, all_scenarios, runs):
@@ -41,12 +43,13 @@ def tables(servers, all_scenarios, runs):
         text += [f"The same in ns, {window} in flight.",
                  table(servers, columns(part, lambda n, _, payload: f"{n:,}, {payload} B"), runs, times)]
     others = [Column("RSS, idle", "idle", scenarios.bytes_per_idle_connection),
-              *(Column(f"{name} after 64 × {payload} B", f"fanout-10000-64-{payload}", figure)
+              *(Column(f"{name} after 64 × {payload} B", f"fanout-10000-64-{payload}", figure,
+                       smaller=f"fanout-1000-64-{payload}")
                 for name, figure in (("anonymous", scenarios.anonymous_bytes_per_subscriber_after),
                                      ("RSS", scenarios.bytes_per_subscriber_after)) for payload in (64, 512)),
               Column("CPU µs per handshake", "idle", scenarios.us_per_handshake, True)]
-    text += ["RSS bytes per idle connection (slope); anonymous memory and whole RSS / subscribers after bursts to 10,000 of them; and "
-             "handshakes.",
+    text += ["RSS bytes per idle connection; anonymous memory and RSS per subscriber after bursts, both slopes, the latter from "
+             "1,000 to 10,000; and handshakes.",
              table(servers, others, runs, times_and_ratios)]
     return "\n\n".join(text)
 
@@ -76,7 +79,7 @@ def cell(column, server, runs, form):
     clean = [run for run in own if not faults(run["report"])]
     failed = len(own) - len(clean)
     mark = f" !{failed}" if failed else ""
-    values = [value for run in clean if (value := column.figure(run["report"])) is not None]
+    values = figures(column, clean, runs)
     if not values:
         return mark.strip()
     is_broadcast = column.figure is scenarios.ns_per_delivery
@@ -84,6 +87,16 @@ def cell(column, server, runs, form):
         mark += " *"
     ratio = ratio_to_base(column, server, runs) if column.has_ratio else None
     return form(values, ratio) + mark
+
+
+def figures(column, clean, runs):
+    """Returns the figure of each run that has one."""
+    if column.smaller:
+        smaller = {(run["round"], run["server"]): run["report"] for run in runs
+                   if run["scenario"] == column.smaller and not faults(run["report"])}
+        pairs = [(run["report"], smaller.get((run["round"], run["server"]))) for run in clean]
+        return [column.figure(report, other) for report, other in pairs if other]
+    return [value for run in clean if (value := column.figure(run["report"])) is not None]
 
 
 def ratio_to_base(column, server, runs):
