@@ -12,6 +12,9 @@
 //! - W5: a subscriber receives a message at most once between two gap notices.
 //!
 //! At the end every publish was answered, and every subscriber is attached.
+//!
+//! One loss is not announced, as the manual says: messages that a node publishes on an old primary after the other nodes
+//! have ended the roll call of the failover, if that node then crashes.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +34,9 @@ const NODES: usize = 3;
 
 /// Short, so that publishes are given up in many rounds.
 const PUBLISH_TIMEOUT_MS: u32 = 2500;
+
+/// The roll call of a failover may have ended after this time.
+const ROLL_CALL_MS: u64 = 10_000;
 
 /// Entries that are older than this may be trimmed. Entries with publishes are not sent again after that time.
 const TRIM_AGE_MS: u64 = 3000;
@@ -204,6 +210,8 @@ struct Node {
     ended: BTreeMap<u64, u64>,
     /// The id before the first entry that was read.
     base: Option<Id>,
+    /// Messages that were acknowledged on an old primary after the roll call of its failover.
+    unannounced: Vec<u64>,
 }
 
 impl Node {
@@ -219,6 +227,7 @@ impl Node {
             lost_through: (0, 0),
             ended: BTreeMap::new(),
             base: None,
+            unannounced: Vec::new(),
         }
     }
 }
@@ -265,7 +274,8 @@ struct World {
     redis_ms: u64,
     servers: Vec<LogServer>,
     primary: usize,
-    old_primaries: Vec<usize>,
+    /// With the time of each failover.
+    old_primaries: Vec<(usize, u64)>,
     /// Bytes of dead connections that may be executed later.
     late: Vec<(usize, Vec<u8>)>,
     nodes: Vec<Node>,
@@ -437,9 +447,9 @@ impl World {
     // The server.
 
     fn take_events(&mut self, at: usize) {
-        let now = self.now();
+        let (now, is_unannounced) = (self.now(), self.is_after_roll_call(at));
         while let Some(event) = self.nodes[at].link.next(now) {
-            let mut messages = Vec::new();
+            let (mut messages, mut unannounced) = (Vec::new(), Vec::new());
             match event {
                 LinkEvent::Entry(mut entry) => {
                     let base = entry.is_first.then_some((entry.last.epoch, entry.first_seq - 1));
@@ -450,12 +460,16 @@ impl World {
                                 assert_eq!(pending, number, "the acknowledgement of another item");
                                 self.acknowledged.insert(number);
                                 self.waiting.remove(&number);
+                                if is_unannounced {
+                                    unannounced.push(number);
+                                }
                             }
                             messages.push((order(item.id), number));
                         }
                     }
                     let node = &mut self.nodes[at];
                     node.base = base.or(node.base);
+                    node.unannounced.append(&mut unannounced);
                 }
                 LinkEvent::Marker(marker) => self.begin_epoch(at, &marker),
                 LinkEvent::Discontinuity(loss) => {
@@ -493,6 +507,13 @@ impl World {
             }
             self.release_barriers(at);
         }
+    }
+
+    /// Returns true if the node is connected to an old primary, and others may have ended the roll call of its failover.
+    fn is_after_roll_call(&self, at: usize) -> bool {
+        let Some(Connection { server, .. }) = self.nodes[at].connection else { return false };
+        let is_over = |(old, ms): &(usize, u64)| *old == server && self.now_ms - ms > ROLL_CALL_MS;
+        self.old_primaries.iter().any(is_over)
     }
 
     fn publish(&mut self, at: usize, id: Id, number: u64) {
@@ -640,7 +661,7 @@ impl World {
                 sides(side).iter().for_each(|side| self.receive(node, *side, bytes));
             }
             Step::Connect { node, is_old, is_complete } => {
-                let old = self.old_primaries.last().copied().filter(|_| is_old);
+                let old = self.old_primaries.last().filter(|_| is_old).map(|(old, _)| *old);
                 self.connect(node, old.unwrap_or(self.primary));
                 if is_complete {
                     self.exchange(node, 3);
@@ -718,13 +739,13 @@ impl World {
                 self.servers.push(LogServer::new(data, replid));
                 self.primary = self.servers.len() - 1;
                 if matches!(fault, Fault::Split { .. }) {
-                    self.old_primaries.push(primary);
+                    self.old_primaries.push((primary, self.now_ms));
                 } else {
                     self.servers[primary].is_alive = false;
                 }
             }
             Fault::Demote => {
-                if let Some(old) = self.old_primaries.pop() {
+                if let Some((old, _)) = self.old_primaries.pop() {
                     (self.servers[old].is_alive, self.servers[old].is_primary) = (false, false);
                 }
             }
@@ -757,7 +778,10 @@ impl World {
     fn crash(&mut self, at: usize) {
         self.close(at, true);
         let node = self.start_node();
-        let run = std::mem::replace(&mut self.nodes[at], node).run;
+        let Node { run, unannounced, .. } = std::mem::replace(&mut self.nodes[at], node);
+        unannounced.iter().for_each(|number| {
+            self.acknowledged.remove(number);
+        });
         // Its publishers have no answer, and do not wait for one.
         self.waiting.retain(|_, of| *of != run);
         for subscriber in 0..=NODES {
@@ -779,7 +803,7 @@ impl World {
         for (server, bytes) in std::mem::take(&mut self.late) {
             self.execute_late(server, bytes);
         }
-        for old in std::mem::take(&mut self.old_primaries) {
+        for (old, _) in std::mem::take(&mut self.old_primaries) {
             (self.servers[old].is_alive, self.servers[old].is_primary) = (false, false);
         }
         for turn in 0..30 {
@@ -899,4 +923,26 @@ fn nothing_is_announced_without_a_fault() {
     if let Err(error) = result {
         panic!("{error}");
     }
+}
+
+/// All nodes are silent for six seconds, in which Redis fails over. A node that the others have taken as timed out
+/// continues on the old primary, acknowledges a message there and crashes: the roll call waits for its report.
+#[test]
+fn message_of_a_node_that_was_silent_is_announced_as_lost_if_the_node_crashes() {
+    let connect = |node, is_old, is_complete| Step::Connect { node, is_old, is_complete };
+    let mut steps = vec![Step::Inject(Fault::Split { lag: 0 })];
+    steps.extend([1309, 2196, 2309].map(|ms| Step::Sleep { ms }));
+    steps.extend([Step::Late; 4]);
+    steps.extend([connect(1, false, true), Step::Cut { node: 1, is_executed_later: true }]);
+    steps.extend([Step::Late; 2]);
+    steps.extend([connect(1, false, false), connect(1, true, true)]);
+    steps.extend([Step::Publish { node: 2, count: 1 }, connect(2, false, true)]);
+    steps.push(Step::Inject(Fault::Crash { node: 2 }));
+    let mut world = World::new();
+    for step in steps {
+        world.step(step);
+    }
+    assert!(world.acknowledged.contains(&1), "the old primary has acknowledged the message");
+    let coverage = world.finish().unwrap();
+    assert!(coverage.losses[4] >= 2, "both other nodes announce it: {coverage:?}");
 }
