@@ -38,8 +38,9 @@
 //!   the log lines that peers cause.
 //! - [`crate::net::listeners`] accept, [`crate::net::transport`] is a socket, [`crate::net::acceptor`] and
 //!   [`crate::net::tls`] are TLS over one.
-//! - `reload` reads files again, `upgrade` replaces the program, and `signal_mask` keeps signals for the next one.
-//!   `service_manager` notifies systemd, [`store`] is the history file, `process` reads memory and processor time of the
+//! - `start` sets up everything that can fail, `reload` reads files again, `upgrade` replaces the program, and
+//!   `signal_mask` keeps signals for the next one.
+//! - `service_manager` notifies systemd, [`store`] is the history file, `process` reads memory and processor time of the
 //!   process for `/metrics`.
 
 mod admission;
@@ -79,6 +80,7 @@ mod shutdown;
 mod signal_mask;
 pub mod slot;
 pub mod slots;
+mod start;
 mod start_error;
 #[cfg_attr(not(feature = "history-file"), path = "store_missing.rs")]
 pub mod store;
@@ -88,56 +90,42 @@ mod tickets;
 mod unicast;
 mod upgrade;
 
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::debug;
-use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR2};
+use mio::{Events, Interest, Poll};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::access::authenticator::Authenticator;
-use crate::access::connection_limiter::Proxies;
-use crate::access::grant::Patterns;
-use crate::access::metrics_token::MetricsToken;
-use crate::access::origin::OriginPattern;
 use crate::close::Reason;
-use crate::config::{Asset, Config, ListenAddress};
+use crate::config::ListenAddress;
 use crate::hub::persist::LogTime;
-use crate::ids::ClientIds;
 use crate::metrics::{MemoryStep, Metrics, TurnPhase};
 use crate::net::acceptor::Acceptor;
 use crate::net::inherited_socket::InheritedSocket;
-use crate::net::listeners::{Accept, Listeners, ReservedAddresses};
+use crate::net::listeners::{Accept, Listeners};
 use crate::net::token::{id_of, token_of};
-use crate::net::transport::Transport;
-use crate::session::HttpConfig;
 use crate::session::http::response::ResponseOptions;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use backplane::Sockets;
-use clock_snapshot::{ClockSnapshot, new_epoch};
+use clock_snapshot::ClockSnapshot;
 use engine::Engine;
 use memory::AllocatedBytes;
 use phase_timer::PhaseTimer;
 use service_manager::{ServiceManager, ServiceStatus};
 use shutdown::ShutdownPhase;
-use store::{Loaded, Opened, Store};
+use start::SIGNALS;
+use store::Store;
 use upgrade::ProgramUpgrade;
 
 pub use reload::ReloadedFiles;
 pub use shutdown::ServerExit;
+pub use start::AccessConfig;
 pub use start_error::StartError;
-
-const SIGNALS: Token = Token(usize::MAX - 1);
-/// The token of the first listener. The tokens of the others are the next lower ones, above those of all connections.
-const LISTENERS: Token = Token(usize::MAX - 16);
-
-/// Events taken in one wait. 1,024 are 12 KiB; more would only make the turns longer.
-const EVENTS_PER_TURN: usize = 1024;
 
 /// Maximum number of connections over the limit that receive an error response at a time; further ones wait in the
 /// backlog.
@@ -174,21 +162,6 @@ pub struct Server<E: Acceptor> {
     upgrade: ProgramUpgrade,
 }
 
-/// Allowed origins, trusted proxies, authentication, and channels that are excluded from compression.
-#[derive(Debug)]
-pub struct AccessConfig {
-    /// Origins whose pages may connect, in addition to those of the server's own host.
-    pub origins: Vec<OriginPattern>,
-    /// Trusted proxies.
-    pub proxies: Proxies,
-    /// Keys that verify tokens, and the rights of anonymous clients.
-    pub authenticator: Authenticator,
-    /// Channels whose messages are not compressed: the length of a compressed message depends on the text before it.
-    pub uncompressed: Patterns,
-    /// The token that `/metrics` requires; `None`: none.
-    pub metrics_token: Option<MetricsToken>,
-}
-
 /// The only clock of the server, read once before each wait and once after it.
 #[derive(Debug)]
 struct Clock {
@@ -199,6 +172,11 @@ struct Clock {
 }
 
 impl Clock {
+    fn start() -> Clock {
+        let now = Instant::now();
+        Clock { started: now, woke: now, boot: process::boot_id() }
+    }
+
     fn now(&self) -> LoopTime {
         LoopTime::from_millis(self.millis())
     }
@@ -227,95 +205,7 @@ fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Gives the engine what decides on the rights of clients.
-fn configure_access<T: Transport>(
-    engine: &mut Engine<T>,
-    assets: Vec<&'static Asset>,
-    access_config: AccessConfig,
-) {
-    let AccessConfig { origins, proxies, authenticator, uncompressed, metrics_token } = access_config;
-    engine.shared.http_config = HttpConfig { assets, origins, metrics_token };
-    engine.shared.authenticator = authenticator;
-    engine.hub.exclude_from_compression(uncompressed);
-    engine.shared.limiter.trust(proxies);
-}
-
-/// Continues the log of a history file, and returns its store.
-fn continue_log<T: Transport>(engine: &mut Engine<T>, loaded: Loaded) -> Result<Store, StartError> {
-    let Opened { store, hub, clients } = loaded.mark_in_use().map_err(StartError::HistoryFile)?;
-    engine.hub = hub;
-    engine.clients = ClientIds::from_salt(clients.unwrap_or(engine.run));
-    Ok(store)
-}
-
 impl<E: Acceptor> Server<E> {
-    /// Binds and sets up everything that can fail.
-    ///
-    /// While the history file is read, connections are refused. Those to the `sockets` that the process inherited wait
-    /// instead.
-    ///
-    /// # Errors
-    /// The address is in use, the system provides no poll or signals, or the history file cannot be used.
-    pub fn bind(
-        config: Config,
-        access_config: AccessConfig,
-        sockets: Vec<InheritedSocket>,
-        connections_max: usize,
-        acceptor: E,
-    ) -> Result<Server<E>, StartError> {
-        let poll = Poll::new()?;
-        // Before the listeners: a client that is connected may be the reason for a SIGHUP, which kills by default.
-        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2, SIGCHLD])?;
-        poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
-        signal_mask::unblock();
-        // The addresses are reserved first, and listened on once the history is loaded. Until then connections are
-        // refused, so a load balancer sends no clients yet, and a client that connects is served at once. Only a server
-        // that listens marks the file as being in use: of two servers that start on one address, the second fails here.
-        let addresses = ReservedAddresses::reserve(&config.listen, sockets, &config.tcp)?;
-        let now = Instant::now();
-        let clock = Clock { started: now, woke: now, boot: process::boot_id() };
-        let snapshot = clock.snapshot();
-        // A new log begins, unless a history file continues one.
-        let mut engine = Engine::new(config.limits, new_epoch());
-        engine.run = RandomState::new().hash_one(snapshot.unix_ms) as u32;
-        engine.clients = ClientIds::from_salt(engine.run);
-        let load = || match &config.history_file {
-            None => Ok(None),
-            Some(file) => store::load(file, &engine.shared.limits, clock.times(), snapshot)
-                .map(Some)
-                .map_err(StartError::HistoryFile),
-        };
-        let (loaded, mut listeners) = addresses.listen_after(&config.tcp, load)?;
-        let store = loaded.map(|loaded| continue_log(&mut engine, loaded)).transpose()?;
-        configure_access(&mut engine, config.assets, access_config);
-        engine.shared.metrics.connections_max = connections_max;
-        engine.shared.metrics.certificate_expires_at = acceptor.certificate_expires_at();
-        let backplane = match &config.backplane {
-            Some(config) => Some(shared_log::phases::join_log(&mut engine, &poll, config, clock.now())?),
-            None => None,
-        };
-        listeners.register(poll.registry(), LISTENERS)?;
-        Ok(Server {
-            poll,
-            events: Events::with_capacity(EVENTS_PER_TURN),
-            signals,
-            has_signals: false,
-            listeners: Some(listeners),
-            acceptor,
-            engine,
-            backplane,
-            has_log_events: false,
-            store,
-            connections_max,
-            service_manager: ServiceManager::new(config.service_manager.as_ref(), clock.now()),
-            clock,
-            counted_at: None,
-            phase_timer: PhaseTimer::new(),
-            phase: ShutdownPhase::Serving,
-            upgrade: ProgramUpgrade::new(config.command),
-        })
-    }
-
     /// The addresses that it listens on; none while draining.
     pub fn addresses(&self) -> Vec<ListenAddress> {
         self.listeners.iter().flat_map(Listeners::addresses).collect()
