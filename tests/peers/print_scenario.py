@@ -4,11 +4,13 @@ and Grafana's JSON, and a server that is configured by the printed variables.
     print_scenario.py path/to/oyez        with these programs in PATH; see run
 """
 
+import http.client
 import json
 import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -121,17 +123,60 @@ class Scenario:
             self.checks.check("the description of the API is valid", True)
         except Exception as error:
             self.checks.check("the description of the API is valid", False, error)
-        with open(self.folder / "log", "w") as stderr:
-            server = Server(self.oyez, stderr)
-            try:
-                self.responses(document, server)
-            finally:
-                server.stop()
+        self.operations = {(method, path) for path, methods in document["paths"].items() for method in methods
+                           if method != "parameters"}
+        self.document, self.seen = document, set()
+        for flags, ask in ((), self.answers), (("--body-timeout-ms=100",), self.bodies), self.tokens(), \
+                (("--connections-per-address-max=1",), self.over_limit), (("--connections-max=1",), self.over_capacity):
+            with open(self.folder / "log", "w") as stderr:
+                server = Server(self.oyez, stderr, flags=flags)
+                try:
+                    ask(server)
+                finally:
+                    server.stop()
+        described = {(method, path, status) for method, path in self.operations
+                     for status in document["paths"][path][method]["responses"]}
+        self.checks.check("every described response was received, but that of a system without random bytes",
+                          described - self.seen == {("post", "/v1/tickets", "500")}, described - self.seen)
 
-    def responses(self, document, server):
+    def compare(self, method, path, target, response, name=""):
+        """Compares a response, of `requests` or of http.client, with the description."""
+        status, headers = (response.status_code, response.headers) if hasattr(response, "status_code") \
+            else (response.status, response.headers)
+        self.seen.add((method, path, str(status)))
+        name = f"{method.upper()} {target} {name}".strip()
+        described = self.document["paths"][path][method]["responses"].get(str(status))
+        self.checks.check(f"{name}: {status} is described", described is not None)
+        if described is None:
+            return
+        if "$ref" in described:
+            described = self.document["components"]["responses"][described["$ref"].rsplit("/", 1)[1]]
+        missing = [header for header in described.get("headers", {}) if header not in headers]
+        self.checks.check(f"{name}: {status} has the described headers", not missing, missing)
+        kind = headers["Content-Type"].split(";")[0]
+        content = described["content"].get(kind)
+        self.checks.check(f"{name}: the type {kind} is described", content is not None)
+        if content and kind == "application/json":
+            body = response.json() if hasattr(response, "json") else json.load(response)
+            schema = {**content["schema"], "components": self.document["components"]}
+            faults = [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(body)]
+            self.checks.check(f"{name}: the body is as described", not faults, faults)
+
+    def ask_server(self, server, method, path, target, name="", **options):
+        # The event stream has no end.
+        with requests.request(method, server.root + target, timeout=STEP_S, stream=True, **options) as response:
+            self.compare(method, path, target, response, name)
+
+    def ask_all(self, server, name, except_for=(), query="", **options):
+        for method, path in sorted(self.operations):
+            if path not in except_for:
+                target = path.replace("{channel}", "news") + query
+                self.ask_server(server, method, path, target, name, **options)
+
+    def answers(self, server):
         text = {"Content-Type": "text/plain"}
         binary = {"Content-Type": "application/octet-stream"}
-        requests_of_paths = [
+        for method, path, target, options in [
             ("post", "/v1/publish/{channel}", "/v1/publish/news", {"data": "hi", "headers": text}),
             ("post", "/v1/publish/{channel}", "/v1/publish/news", {"json": {"a": 1}}),
             ("post", "/v1/publish/{channel}", "/v1/publish/news", {"data": b"\xff", "headers": binary}),
@@ -143,34 +188,65 @@ class Scenario:
             ("get", "/v1/channels/{channel}", "/v1/channels/none", {}),
             ("get", "/v1/channels/{channel}/history", "/v1/channels/news/history?limit=2", {}),
             ("get", "/v1/channels/{channel}/history", "/v1/channels/news/history?since=x", {}),
+            ("get", "/sse/{channel}", "/sse/news", {}),
             ("post", "/v1/tickets", "/v1/tickets", {}),
             ("get", "/v1/nodes", "/v1/nodes", {}),
             ("delete", "/v1/connections", "/v1/connections?sub=alice", {}),
             ("get", "/healthz", "/healthz", {}),
             ("get", "/readyz", "/readyz", {}),
             ("get", "/metrics", "/metrics", {}),
-        ]
-        for method, path, target, options in requests_of_paths:
-            found = requests.request(method, server.root + target, timeout=STEP_S, **options)
-            described = document["paths"][path][method]["responses"].get(str(found.status_code))
-            name = f"{method.upper()} {target} {options.get('headers', {}).get('Content-Type', '')}".strip()
-            self.checks.check(f"{name}: {found.status_code} is described", described is not None)
-            if described is None:
-                continue
-            if "$ref" in described:
-                described = document["components"]["responses"][described["$ref"].rsplit("/", 1)[1]]
-            kind = found.headers["Content-Type"].split(";")[0]
-            content = described["content"].get(kind)
-            self.checks.check(f"{name}: the type {kind} is described", content is not None)
-            if content and kind == "application/json":
-                schema = {**content["schema"], "components": document["components"]}
-                faults = [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(found.json())]
-                self.checks.check(f"{name}: the body is as described", not faults, faults)
-        asked = {(method, path) for method, path, *_ in requests_of_paths}
-        described = {(method, path) for path, methods in document["paths"].items() for method in methods
-                     if method != "parameters"}
-        self.checks.check("every path was asked but the event stream, which has no end",
-                          described - asked == {("get", "/sse/{channel}")}, described - asked)
+        ]:
+            self.ask_server(server, method, path, target, options.get("headers", {}).get("Content-Type", ""), **options)
+        self.ask_all(server, "with an invalid query", query="?since=x")
+        self.ask_all(server, "for another name", headers={"Host": "example.org"})
+        for method, path in sorted(self.operations):
+            self.ask_raw(server, method, path, "with two origins", ("Origin", "https://a.org"), ("Origin", "https://b.org"))
+
+    def ask_raw(self, server, method, path, name, *headers, body=b""):
+        """A request that `requests` does not send."""
+        target = path.replace("{channel}", "news")
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=STEP_S)
+        connection.putrequest(method.upper(), target)
+        for header in headers:
+            connection.putheader(*header)
+        connection.endheaders(body)
+        self.compare(method, path, target, connection.getresponse(), name)
+        connection.close()
+
+    def bodies(self, server):
+        def publish(*request, **options):
+            self.ask_raw(server, "post", "/v1/publish/{channel}", *request, **options)
+
+        publish("without a length")
+        publish("without its body", ("Content-Length", "1"))
+        publish("too large", ("Content-Length", str(1 << 30)))
+        publish("compressed", ("Content-Length", "1"), ("Content-Encoding", "gzip"), body=b"x")
+        for body in b"x", b"y":
+            publish("under one key", ("Content-Length", "1"), ("Idempotency-Key", "k"), body=body)
+
+    def tokens(self):
+        secret, metrics_token = self.folder / "secret.key", self.folder / "metrics.token"
+        self.ask(self.oyez, "token", "secret", str(secret))
+        metrics_token.write_text("0123456789abcdef\n")
+        metrics_token.chmod(0o600)
+
+        def ask(server):
+            self.ask_all(server, "without a token")
+            _, token = self.ask(self.oyez, "token", "new", "--jwt-secret-file", str(secret), "--sub", "operator", "--admin")
+            for method, path, target, bearer in ("delete", "/v1/connections", "/v1/connections?sub=alice", token), \
+                    ("get", "/metrics", "/metrics", metrics_token.read_text()):
+                self.ask_server(server, method, path, target, "with its token",
+                                headers={"Authorization": f"Bearer {bearer.strip()}"})
+
+        return (f"--jwt-secret-file={secret}", f"--metrics-token-file={metrics_token}"), ask
+
+    def over_limit(self, server):
+        with socket.create_connection(("127.0.0.1", server.port)):
+            self.ask_all(server, "on a second connection")
+
+    def over_capacity(self, server):
+        with socket.create_connection(("127.0.0.1", server.port)):
+            self.ask_all(server, "on a server that is full")
 
 
 def main(oyez):
