@@ -265,9 +265,29 @@ fn commands_in_sentences_of_the_manual_start() {
     }
 }
 
+/// The block of systemd's settings with this text.
+fn settings_with(text: &str) -> String {
+    let mut blocks = blocks(&["ini"]).into_iter().map(|(_, block)| block);
+    blocks.find(|block| block.contains(text)).unwrap_or_else(|| panic!("{text}"))
+}
+
 /// The unit as it would be installed, but for the places of the program and of its files.
 fn unit() -> String {
-    blocks(&["ini"]).into_iter().map(|(_, text)| text).find(|text| text.contains("[Service]")).unwrap()
+    settings_with("\n[Install]\nWantedBy=multi-user.target\n")
+}
+
+/// Runs systemd-analyze.
+fn analyze(arguments: &[&str]) -> String {
+    let output = Command::new("systemd-analyze").args(arguments).output();
+    let output = output.expect("systemd-analyze is missing: install systemd (it need not run)");
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+/// The same, for this program.
+fn with_this_program(unit: &str) -> String {
+    unit.replace("/usr/local/bin/oyez", env!("CARGO_BIN_EXE_oyez"))
 }
 
 fn setting(name: &str) -> String {
@@ -303,22 +323,28 @@ fn unit_of_the_manual_starts_and_reloads() {
 #[test]
 fn units_of_the_manual_are_valid_and_hardened() {
     let workshop = Workshop::new();
-    let file = workshop
-        .folder
-        .file("oyez.service", &unit().replace("/usr/local/bin/oyez", env!("CARGO_BIN_EXE_oyez")));
-    let analyze = |arguments: &[&str]| {
-        let output = Command::new("systemd-analyze").args(arguments).arg(&file).output();
-        let output = output.expect("systemd-analyze is missing: install systemd (it need not run)");
-        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        assert!(output.status.success(), "{text}");
-        text
-    };
+    let file = workshop.folder.file("oyez.service", &with_this_program(&unit()));
     let printed = oyez(&["print", "systemd-socket"]).output().unwrap().stdout;
     let socket = workshop.folder.file("oyez.socket", str::from_utf8(&printed).unwrap());
-    assert_eq!(analyze(&["verify", &socket]), "", "no warnings");
+    assert_eq!(analyze(&["verify", &socket, &file]), "", "no warnings");
     // In tenths: below 3.0. The page has the exact level.
-    let text = analyze(&["security", "--offline=true", "--threshold=29"]);
+    let text = analyze(&["security", "--offline=true", "--threshold=29", &file]);
     let level = text.split("Overall exposure level for oyez.service: ").nth(1).unwrap();
     let level = level.split(' ').next().unwrap();
     assert!(page("service.md").contains(&format!("the unit file alone {level}:")), "{level}");
+}
+
+#[test]
+fn drop_ins_of_the_manual_are_valid() {
+    for (name, drop_in) in [("oyez.service", "/letsencrypt/"), ("oyez@.service", "--reuse-port")] {
+        let workshop = Workshop::new();
+        let file = workshop.folder.file(name, &with_this_program(&unit()));
+        let settings = with_this_program(&settings_with(drop_in));
+        fs::create_dir(workshop.path.join(format!("{name}.d"))).unwrap();
+        workshop.folder.file(&format!("{name}.d/manual.conf"), &settings);
+        assert_eq!(analyze(&["verify", &file]), "", "no warnings");
+        // Not the unit alone is analyzed.
+        workshop.folder.file(&format!("{name}.d/wrong.conf"), "[Service]\nWrong=1\n");
+        assert!(analyze(&["verify", &file]).contains("Wrong"));
+    }
 }
