@@ -96,7 +96,7 @@ pub(super) struct ServeFlags {
     #[arg(long, env = "OYEZ_IDEMPOTENCY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
     idempotency_age_seconds: u32,
 
-    /// File that keeps histories and ids across restarts; created if it does not exist [default: none].
+    /// File that keeps histories, ids and idempotency keys across restarts; created if it does not exist [default: none].
     #[arg(long, env = "OYEZ_HISTORY_FILE", value_name = "PATH")]
     history_file: Option<PathBuf>,
 

@@ -6,7 +6,7 @@
 // - **No unannounced loss.** Each channel has a cursor: the id of the last delivered message. A new connection resumes
 //   there, no message is delivered twice, and messages that are no longer available are reported to `ongap`.
 // - **Published once.** An unacknowledged publish is sent again with the same idempotency key for as long as the
-//   server remembers keys (`key_age_ms` of its hello). After that, or when the server was restarted, it could be
+//   server remembers keys (`key_age_ms` of its hello, and `run` while they are the same). After that it could be
 //   published twice, so the promise is rejected instead (`unknown`).
 // - **Reconnects with backoff.** Pauses are random and grow, so that a restarted server is not overloaded; the server's
 //   own `retry_ms` has priority; and a rejection that would only be repeated (4000-4099) ends the client.

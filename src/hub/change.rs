@@ -71,18 +71,22 @@ pub(super) struct ChangeMessage<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidChange;
 
-pub(super) fn put_message(out: &mut Vec<u8>, message: &ChangeMessage<'_>) {
-    let ChangeMessage { seq, at, kind, client, user, payload } = *message;
-    let kind = match kind {
+/// The number of a kind in the file.
+pub(super) fn kind_code(kind: Kind) -> u8 {
+    match kind {
         Kind::Text => 0,
         Kind::Binary => 1,
         Kind::Data => 2,
-    };
+    }
+}
+
+pub(super) fn put_message(out: &mut Vec<u8>, message: &ChangeMessage<'_>) {
+    let ChangeMessage { seq, at, kind, client, user, payload } = *message;
     out.extend_from_slice(&seq.to_le_bytes());
     out.extend_from_slice(&at.to_le_bytes());
     let has_client = if client.is_some() { HAS_SENDER } else { 0 };
     let has_user = if user.is_some() { HAS_USER } else { 0 };
-    out.push(kind | has_client | has_user);
+    out.push(kind_code(kind) | has_client | has_user);
     if let Some(client) = client {
         out.extend_from_slice(&client.to_bits().to_le_bytes());
     }

@@ -2,13 +2,19 @@
 //! published, and sends it again under the same key.
 //!
 //! An entry is a fingerprint of channel, publisher and key, a hash of the payload, and the id that the message got the
-//! first time. Two hashes of 64 bits under random keys make the fingerprint: no publisher can choose a key that
-//! collides with that of another publisher, and a collision by chance is negligible. One such hash distinguishes
-//! payloads: a publisher that could make two of them collide would lose a message of its own.
+//! first time. The fingerprint is a hash of 128 bits under a random seed: no publisher can choose a key that collides
+//! with that of another publisher, and a collision by chance is negligible. A hash of 64 bits distinguishes payloads: a
+//! publisher that could make two of them collide would lose a message of its own.
+//!
+//! Entries outlive the program in the history file ([`super::stored_keys`]), so the hashes are SipHash over bytes that
+//! this module defines. Those of the standard library may differ in another release of it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hasher, RandomState};
 
+use siphasher::{sip, sip128};
+
+use super::change::kind_code;
 use crate::access::identity::ClientIdentity;
 use crate::config::IdempotencyLimits;
 use crate::time::LoopTime;
@@ -48,6 +54,20 @@ struct KeyEntry {
     at: LoopTime,
 }
 
+/// A key with all that is known of it, as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StoredKey {
+    pub(super) fingerprint: [u64; 2],
+    /// The hash of the publisher.
+    pub(super) owner: u64,
+    /// The hash of the payload.
+    pub(super) payload: u64,
+    /// The message that was published.
+    pub(super) seq: u64,
+    /// When the key was first used.
+    pub(super) at: LoopTime,
+}
+
 /// The keys of the last minutes.
 ///
 /// When the table is full, the publisher that holds the most keys loses its oldest: however many keys one of them uses,
@@ -62,24 +82,60 @@ pub(super) struct IdempotencyCache {
     oldest: BTreeSet<(u64, u64)>,
     /// How many keys each publisher holds.
     counts: BTreeSet<(usize, u64)>,
-    hashers: [RandomState; 2],
-    /// Makes the hashes of publishers the same on all nodes of a shared log: of two publishers with as many keys, the
-    /// same one loses its oldest on each.
+    /// The secret key of the hashes.
+    seed: [u64; 2],
+    /// The key of the hashes of publishers. It is the same on all nodes of a shared log: of two publishers with as many
+    /// keys, the same one loses its oldest on each.
     owner_seed: u64,
     limits: IdempotencyLimits,
 }
 
 impl IdempotencyCache {
     pub(super) fn new(limits: IdempotencyLimits) -> IdempotencyCache {
+        let seed = [RandomState::new().hash_one(0), RandomState::new().hash_one(1)];
         IdempotencyCache {
             records: HashMap::new(),
             owners: HashMap::new(),
             oldest: BTreeSet::new(),
             counts: BTreeSet::new(),
-            hashers: [RandomState::new(), RandomState::new()],
-            owner_seed: RandomState::new().hash_one(0),
+            seed,
+            owner_seed: seed[0],
             limits,
         }
+    }
+
+    /// The seed of the hashes, without which stored keys are not found.
+    pub(super) fn hash_seed(&self) -> [u64; 2] {
+        self.seed
+    }
+
+    /// All keys, in no order.
+    pub(super) fn stored(&self) -> impl Iterator<Item = StoredKey> + '_ {
+        self.owners.iter().flat_map(move |(&owner, entries)| {
+            entries.iter().filter_map(move |&KeyEntry { fingerprint, at }| {
+                let Record { seq, payload } = *self.records.get(&fingerprint)?;
+                Some(StoredKey { fingerprint, owner, payload, seq, at })
+            })
+        })
+    }
+
+    /// Continues with stored keys, in the order of their messages, as far as the limits allow. The cache must be empty.
+    /// Returns false if a key is there twice.
+    pub(super) fn restore(&mut self, seed: [u64; 2], keys: &[StoredKey]) -> bool {
+        debug_assert!(self.is_empty());
+        (self.seed, self.owner_seed) = (seed, seed[0]);
+        keys.iter().all(|key| {
+            let is_new = !self.records.contains_key(&key.fingerprint);
+            if is_new {
+                self.insert(*key);
+            }
+            is_new
+        })
+    }
+
+    /// Identifies the keys that are known: another number means that none of the keys before is.
+    pub(super) fn run(&self) -> u32 {
+        self.hasher().finish() as u32
     }
 
     /// Finds the message that was published under the key.
@@ -108,25 +164,32 @@ impl IdempotencyCache {
         seq: u64,
         now: LoopTime,
     ) {
+        self.insert(StoredKey {
+            fingerprint: self.fingerprint(key),
+            owner: self.owner_hash(key.owner),
+            payload: self.payload_hash(kind, payload),
+            seq,
+            at: now,
+        });
+    }
+
+    fn insert(&mut self, StoredKey { fingerprint, owner, payload, seq, at }: StoredKey) {
         if self.limits.keys_max == 0 {
             return;
         }
         if self.records.len() >= self.limits.keys_max
-            && let Some(&(_, owner)) = self.counts.last()
+            && let Some(&(_, most)) = self.counts.last()
         {
-            self.forget_oldest_of(owner);
+            self.forget_oldest_of(most);
         }
-        let fingerprint = self.fingerprint(key);
-        let record = Record { seq, payload: self.payload_hash(kind, payload) };
-        let replaced = self.records.insert(fingerprint, record);
+        let replaced = self.records.insert(fingerprint, Record { seq, payload });
         debug_assert!(replaced.is_none(), "a known key is not recorded again");
-        let owner = self.owner_hash(key.owner);
         let entries = self.owners.entry(owner).or_default();
         self.counts.remove(&(entries.len(), owner));
         if entries.is_empty() {
             self.oldest.insert((seq, owner));
         }
-        entries.push_back(KeyEntry { fingerprint, at: now });
+        entries.push_back(KeyEntry { fingerprint, at });
         self.counts.insert((entries.len(), owner));
     }
 
@@ -232,19 +295,50 @@ impl IdempotencyCache {
         }
     }
 
+    fn hasher(&self) -> sip::SipHasher13 {
+        sip::SipHasher13::new_with_keys(self.seed[0], self.seed[1])
+    }
+
     fn owner_hash(&self, owner: ClientIdentity<'_>) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        (self.owner_seed, owner).hash(&mut hasher);
+        let mut hasher = sip::SipHasher13::new_with_keys(self.owner_seed, 0);
+        write_owner(&mut hasher, owner);
         hasher.finish()
     }
 
-    fn fingerprint(&self, key: IdempotencyKey<'_>) -> [u64; 2] {
-        self.hashers.each_ref().map(|hasher| hasher.hash_one(key))
+    fn fingerprint(&self, IdempotencyKey { channel, owner, key }: IdempotencyKey<'_>) -> [u64; 2] {
+        let mut hasher = sip128::SipHasher13::new_with_keys(self.seed[0], self.seed[1]);
+        write_text(&mut hasher, channel);
+        write_owner(&mut hasher, owner);
+        write_text(&mut hasher, key);
+        let hash = sip128::Hasher128::finish128(&hasher);
+        [hash.h1, hash.h2]
     }
 
     fn payload_hash(&self, kind: Kind, payload: &[u8]) -> u64 {
-        self.hashers[0].hash_one((kind, payload))
+        let mut hasher = self.hasher();
+        hasher.write(&[kind_code(kind)]);
+        hasher.write(payload);
+        hasher.finish()
     }
+}
+
+fn write_owner(hasher: &mut impl Hasher, owner: ClientIdentity<'_>) {
+    match owner {
+        ClientIdentity::Subject(sub) => {
+            hasher.write(&[0]);
+            write_text(hasher, sub);
+        }
+        ClientIdentity::Network(number) => {
+            hasher.write(&[1]);
+            hasher.write(&number.to_le_bytes());
+        }
+    }
+}
+
+/// The length first, so that no two lists of texts are the same bytes.
+fn write_text(hasher: &mut impl Hasher, text: &str) {
+    hasher.write(&(text.len() as u64).to_le_bytes());
+    hasher.write(text.as_bytes());
 }
 
 #[cfg(test)]
@@ -428,6 +522,45 @@ mod tests {
         };
         assert_eq!(cache(7), cache(7));
         assert_ne!(cache(7), cache(8), "the order is that of the seed");
+    }
+
+    #[test]
+    fn hashes_are_the_same_in_each_release() {
+        let mut cache = IdempotencyCache::new(IdempotencyLimits { keys_max: 1, age_ms: 300 });
+        assert!(cache.restore([1, 2], &[]));
+        record(&mut cache, of("a", "k"), 7, at(0));
+        let network = cache.owner_hash(ClientIdentity::Network(9));
+        let key = cache.stored().next().unwrap();
+        // Computed by another implementation. A history file that was written has these numbers.
+        assert_eq!(key.fingerprint, [2_215_551_713_602_792_603, 7_699_430_886_319_068_630]);
+        assert_eq!((key.owner, network), (9_282_587_293_668_014_548, 1_654_547_814_371_402_750));
+        assert_eq!((key.payload, cache.run()), (17_415_805_421_364_230_699, 2_153_145_248));
+    }
+
+    #[test]
+    fn restored_keys_are_found_and_expire_as_before() {
+        let limits = IdempotencyLimits { keys_max: 10, age_ms: 300 };
+        let mut first = IdempotencyCache::new(limits);
+        record(&mut first, of("a", "1"), 1, at(0));
+        record(&mut first, of("a", "2"), 2, at(100));
+        let mut stored: Vec<StoredKey> = first.stored().collect();
+        stored.sort_unstable_by_key(|key| key.seq);
+        let mut second = IdempotencyCache::new(limits);
+        assert_ne!(second.run(), first.run());
+        assert!(second.restore(first.hash_seed(), &stored));
+        assert_eq!(second.run(), first.run());
+        assert_eq!(find(&mut second, of("a", "1"), at(299)), Some(1));
+        assert_eq!(second.find(of("a", "2"), Kind::Text, b"y", at(299)), Some(KeyUse::OtherPayload));
+        record(&mut second, of("a", "3"), 3, at(299));
+        assert_eq!(find(&mut second, of("a", "1"), at(300)), None);
+        assert_eq!(find(&mut second, of("a", "2"), at(399)), Some(2));
+        assert_eq!(find(&mut second, of("a", "3"), at(598)), Some(3));
+        let mut fewer = IdempotencyCache::new(IdempotencyLimits { keys_max: 1, age_ms: 300 });
+        assert!(fewer.restore(first.hash_seed(), &stored));
+        assert_eq!(find(&mut fewer, of("a", "1"), at(101)), None, "over the limit");
+        assert_eq!(find(&mut fewer, of("a", "2"), at(101)), Some(2));
+        stored.push(stored[0]);
+        assert!(!IdempotencyCache::new(limits).restore(first.hash_seed(), &stored), "twice");
     }
 
     #[test]

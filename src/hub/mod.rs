@@ -32,6 +32,7 @@ mod removed;
 pub mod replay;
 mod replay_cache;
 pub mod snapshot;
+pub mod stored_keys;
 mod subscribe;
 pub mod subscriptions;
 
@@ -421,6 +422,11 @@ impl Hub {
         now: LoopTime,
     ) {
         self.idempotency.record(key, kind, payload, log_index, now);
+    }
+
+    /// Identifies the table of idempotency keys. It continues with a history file.
+    pub fn key_run(&self) -> u32 {
+        self.idempotency.run()
     }
 
     /// Derives the order in which idempotency keys are evicted from the identity of a shared log.

@@ -64,8 +64,7 @@ pub struct Engine<T> {
     pub(super) tables_at: LoopTime,
     /// The client ids, which differ from those of other processes.
     pub clients: ClientIds,
-    /// A random number that identifies this process, for `run` of `hello`. A process that continues the same history
-    /// has another.
+    /// A random number that identifies this process among the nodes of a shared log.
     pub run: u32,
     /// The log that several nodes share; `None`: this server is its own log.
     pub shared_log: Option<SharedLog>,

@@ -7,10 +7,11 @@
 //! A replay is driven by the outbox running empty: the flush phase puts the connection on the refill list, the deliver
 //! phase queues the next slice, and so on until the subscriber is live.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 
 use log::debug;
 use serde_json::value::RawValue;
+use siphasher::sip::SipHasher13;
 
 use super::cost::Cost;
 use super::engine::Engine;
@@ -77,14 +78,18 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Returns `run` of `hello`. It identifies the table in which the server looks for the client's idempotency keys,
-    /// and differs for another process, unless both share a log, and for another publisher. An anonymous client that
-    /// reconnects from another network (a phone that leaves the Wi-Fi) is another publisher, and must not repeat its
+    /// and differs for another process, unless both share a log or the history file continues the table, and for another
+    /// publisher. An anonymous client that reconnects from another network (a phone that leaves the Wi-Fi) is another publisher, and must not repeat its
     /// earlier messages.
     fn idempotency_run(&self, id: SlotId, rights: &Rights) -> String {
         let Some(slot) = self.slots.get(id) else { return String::new() };
-        let mut hasher = DefaultHasher::new();
-        let memory = self.shared_log.as_ref().and_then(|log| log.birth()).unwrap_or(self.run);
-        (memory, identity(rights, slot.peer.ip())).hash(&mut hasher);
+        // The same in each release, unlike the hasher of the standard library.
+        let mut hasher = SipHasher13::new();
+        let table = match self.shared_log.as_ref().and_then(|log| log.birth()) {
+            Some(birth) => birth,
+            None => self.hub.key_run(),
+        };
+        (table, identity(rights, slot.peer.ip())).hash(&mut hasher);
         format!("{:08x}", hasher.finish() as u32)
     }
 

@@ -213,7 +213,7 @@ fn clients_notice_no_restart(address: SocketAddr, mut restart: impl FnMut()) {
     });
 }
 
-/// Identifies the program's run by `run` of `hello`; a client waits until it is accepted.
+/// Identifies the run of a program without a history file by `run` of `hello`; a client waits until it is accepted.
 fn run_of(address: SocketAddr) -> Option<String> {
     let mut connection = Connection::open(address);
     connection.send(frames::upgrade_v1("/ws").as_bytes()).ok()?;
@@ -228,11 +228,25 @@ fn run_of(address: SocketAddr) -> Option<String> {
     Some(hello["run"].as_str()?.to_owned())
 }
 
+/// The response to a request on a new connection, which waits until it is accepted. `None` if the server drains.
+fn ask(address: SocketAddr, request: &str) -> Option<Response> {
+    let mut connection = Connection::open(address);
+    connection.send(request.as_bytes()).ok()?;
+    // A draining server may still answer, with 503.
+    connection.next(|received| Response::take(received, false)).filter(|response| response.status != 503)
+}
+
+/// Returns true if the program has counted a request that is not found. Another program counts from the beginning.
+fn has_counted(address: SocketAddr) -> Option<bool> {
+    let page = ask(address, &get("/metrics"))?.body;
+    Some(page.contains("oyez_http_requests_rejected_total{code=\"not_found\"}"))
+}
+
 fn upgrade(server: &Server) {
-    let before = run_of(server.address);
-    assert!(before.is_some());
+    assert_eq!(ask(server.address, &get("/nothing")).map(|response| response.status), Some(404));
+    assert_eq!(has_counted(server.address), Some(true));
     server.signal("USR2");
-    wait_until("the next program", || run_of(server.address).is_some_and(|run| Some(run) != before));
+    wait_until("the next program", || has_counted(server.address) == Some(false));
 }
 
 const FLAGS: [&str; 4] = ["--reconnects-per-second", "10000", "--history-messages-max", "1000"];
@@ -246,6 +260,27 @@ fn upgrades_lose_repeat_and_refuse_nothing() {
     clients_notice_no_restart(server.address, || upgrade(&server));
     let log = server.stop();
     assert_eq!(log.matches(" ended accepted=").count(), RESTARTS + 1, "{log}");
+}
+
+/// A publisher whose acknowledgement was lost on the way, as its connection closed.
+#[test]
+fn message_repeated_after_an_upgrade_is_published_once() {
+    let folder = Folder::new();
+    let history = folder.path("history");
+    let server =
+        Server::start_command(oyez(&["serve", "--listen", "127.0.0.1:0", "--history-file", &history]));
+    let publish = || {
+        let request = post("/v1/publish/news", "Idempotency-Key: k\r\n", "once");
+        ask(server.address, &request).unwrap().json()["id"].as_str().unwrap().to_owned()
+    };
+    let id = publish();
+    for _ in 0..2 {
+        upgrade(&server);
+        assert_eq!(publish(), id);
+    }
+    let history = ask(server.address, &get("/v1/channels/news/history")).unwrap().json();
+    assert_eq!(history["messages"].as_array().unwrap().len(), 1, "{history}");
+    server.stop();
 }
 
 #[test]

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use crate::support::client::Client;
 use crate::support::folder::Folder;
 use crate::support::frames::{self, upgrade_v1};
-use crate::support::http::Response;
+use crate::support::http::{Response, post};
 use crate::support::process::{Server, TEST_TIMEOUT, oyez, wait_until};
 use crate::support::rig::Rng;
 use crate::support::v1::V1Client;
@@ -191,20 +191,66 @@ fn drained_clients_that_reconnect_miss_nothing() {
     assert_eq!(seen, (1..=25).collect::<Vec<u64>>());
 }
 
+/// `run` of `hello`: while it stays the same, clients repeat what was not acknowledged.
+fn run(server: &Server) -> String {
+    let mut client = Client::new(server.connect());
+    client.send(upgrade_v1("/ws").as_bytes());
+    client.head();
+    let hello: Value = serde_json::from_str(&client.text()).unwrap();
+    hello["run"].as_str().unwrap().to_owned()
+}
+
+/// Publishes on the channel `a` under an idempotency key: the status and the body.
+fn publish_with_key(server: &Server, key: &str, text: &str) -> (u16, Value) {
+    let lines = format!("Idempotency-Key: {key}\r\nConnection: close\r\n");
+    let answer = server.ask(post("/v1/publish/a", &lines, text));
+    let response = Response::take(&mut answer.into_bytes(), false).expect("a whole answer");
+    (response.status, response.json())
+}
+
 #[test]
-fn restarted_server_has_a_new_run() {
+fn message_repeated_after_a_restart_is_published_once() {
     let folder = History::new();
-    let run = || {
-        let server = folder.serve(&[]);
-        let mut client = Client::new(server.connect());
-        client.send(upgrade_v1("/ws").as_bytes());
-        client.head();
-        let hello: Value = serde_json::from_str(&client.text()).unwrap();
-        drop(client);
+    let server = folder.serve(&[]);
+    let before = run(&server);
+    let first = publish_with_key(&server, "k", "first");
+    assert_eq!(first.0, 200);
+    server.stop();
+    for restart in 0..2 {
+        // The message itself is evicted, its key is not.
+        let server = folder.serve(&["--history-messages-max=1"]);
+        assert_eq!(run(&server), before);
+        assert_eq!(publish_with_key(&server, "k", "first").1["id"], first.1["id"]);
+        let (status, body) = publish_with_key(&server, "k", "another");
+        assert_eq!((status, &body["error"]["code"]), (422, &json!("key_reused")));
+        let later = format!("later {restart}");
+        assert_ne!(publish_with_key(&server, &later, "later").1["id"], first.1["id"]);
+        assert_eq!(texts(&history(&server, "a", "earliest")), ["later"]);
         server.stop();
-        hello["run"].as_str().unwrap().to_owned()
-    };
-    assert_ne!(run(), run(), "it knows no key of a message that the other had published");
+    }
+    let server = folder.serve(&["--idempotency-keys-max=1"]);
+    assert_ne!(
+        publish_with_key(&server, "k", "first").1["id"],
+        first.1["id"],
+        "the limit is that of this server"
+    );
+}
+
+#[test]
+fn killed_server_knows_no_key_and_has_another_run() {
+    let folder = History::new();
+    let server = folder.serve(&[]);
+    let first = publish_with_key(&server, "k", "text");
+    server.stop();
+    // Its file has the keys of the clean shutdown before it.
+    let server = folder.serve(&[]);
+    let before = run(&server);
+    server.signal("KILL");
+    server.wait();
+    let server = folder.serve(&[]);
+    assert_ne!(run(&server), before);
+    let (status, again) = publish_with_key(&server, "k", "text");
+    assert!(status == 200 && again["id"] != first.1["id"], "{again}");
 }
 
 #[test]

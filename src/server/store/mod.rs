@@ -163,7 +163,7 @@ impl Store {
         let left = left.saturating_sub(before - hub.changes());
         self.cycle = if left == 0 { FlushCycle::Syncing } else { FlushCycle::Writing { left } };
         let state = LogState { head: hub.log_head(), log_ms, stamp, clients, is_clean: false };
-        self.send(WriteBatch { state, changes, syncs: left == 0 });
+        self.send(WriteBatch { state, changes, keys: None, syncs: left == 0 });
     }
 
     /// There is room: the channel holds as many batches as may be outstanding. If the thread has ended, its last result
@@ -234,7 +234,7 @@ impl Store {
         }
     }
 
-    /// Writes all remaining changes and the mark of a clean shutdown. Returns false if that failed.
+    /// Writes all remaining changes, the idempotency keys, and the mark of a clean shutdown. Returns false if that failed.
     ///
     /// This is the only place that waits for the disk, for at most `timeout` for each result: all connections are
     /// closed.
@@ -254,7 +254,8 @@ impl Store {
         }
         let log_ms = self.started_ms + times.millis;
         let state = LogState { head: hub.log_head(), log_ms, stamp, clients, is_clean: true };
-        let batch = WriteBatch { state, changes: Vec::new(), syncs: true };
+        let keys = hub.stored_keys(LogTime { now: times.now, millis: log_ms });
+        let batch = WriteBatch { state, changes: Vec::new(), keys: Some(keys), syncs: true };
         let is_done = self.wait(BATCHES_MAX - 1, timeout, hub, metrics)
             && self.send(batch)
             && self.wait(0, timeout, hub, metrics);

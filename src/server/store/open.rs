@@ -13,12 +13,13 @@ use log::{info, warn};
 use signal_hook::consts::SIGXFSZ;
 
 use super::Store;
-use super::tables::{LogState, Problem, Tables};
+use super::tables::{Contents, LogState, Problem, Tables};
 use super::writer::{self, BATCHES_MAX};
 use crate::config::{HistoryFile, Limits};
 use crate::hub::Hub;
 use crate::hub::persist::{LogHead, LogTime};
 use crate::hub::snapshot::{Restored, Snapshot};
+use crate::hub::stored_keys::InvalidKeys;
 use crate::plural::plural;
 use crate::server::clock_snapshot::{ClockSnapshot, downtime_ms, new_epoch};
 
@@ -125,11 +126,16 @@ pub fn load(
             hub.begin_tracking_changes();
             (hub, None)
         }
-        Some((state, snapshot)) => {
+        Some(Contents { state, snapshot, keys }) => {
             let LogState { head, is_clean, .. } = state;
             let epoch = if is_clean { head.epoch } else { new_epoch() };
             let log_ms = log_ms_at(&state);
-            let (hub, restored) = Hub::restore(limits, LogHead { epoch, ..head }, snapshot);
+            let (mut hub, restored) = Hub::restore(limits, LogHead { epoch, ..head }, snapshot);
+            if let Some(keys) = keys {
+                hub.restore_keys(&keys, LogTime { now: times.now, millis: log_ms }).map_err(
+                    |InvalidKeys| fail(Problem::Damaged("its idempotency keys are invalid".into())),
+                )?;
+            }
             log_loaded(&file.path, is_clean, restored, &hub);
             (hub, Some(LogState { log_ms, ..state }))
         }
@@ -151,7 +157,7 @@ impl Loaded {
         let fail = |problem| OpenError { path: path.clone(), problem };
         let clients_salt = clients.unwrap_or(0);
         let mark = LogState { head: hub.log_head(), log_ms, stamp, clients: clients_salt, is_clean: false };
-        tables.write(&mark, &[], true).map_err(|error| fail(error.into()))?;
+        tables.write(&mark, &[], None, true).map_err(|error| fail(error.into()))?;
         let identity = writer::identity(&path).map_err(|error| fail(Problem::Io(error)))?;
         let (batches, received) = mpsc::sync_channel(BATCHES_MAX);
         let (sent, results) = mpsc::channel();
@@ -181,6 +187,9 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::access::identity::ClientIdentity;
+    use crate::hub::idempotency::IdempotencyKey;
+    use crate::hub::stored_keys::StoredKeys;
     use crate::ids::{ChannelName, Sender};
     use crate::metrics::Metrics;
     use crate::time::LoopTime;
@@ -223,6 +232,39 @@ mod tests {
         // A server that is killed.
         drop(again.mark_in_use().unwrap());
         assert_ne!(load().hub.head().epoch, epoch);
+        std::fs::remove_file(&file.path).unwrap();
+    }
+    /// A file that a version without idempotency keys continues keeps those of before, unused: they are for messages of
+    /// its epoch only.
+    #[test]
+    fn keys_are_restored_in_their_epoch_only() {
+        let name = format!("oyez-keys-{}", std::process::id());
+        let file = HistoryFile { path: std::env::temp_dir().join(name), sync_ms: 1_000 };
+        let (limits, times) = (Limits::default(), LogTime { now: LoopTime::from_millis(5), millis: 5 });
+        let key = IdempotencyKey { channel: "a", owner: ClientIdentity::Subject("alice"), key: "k" };
+        let mut hub = Hub::new(&limits, 7);
+        let channel = hub.open(&ChannelName::parse(b"a").unwrap()).unwrap();
+        let published = hub.publish(channel, Kind::Text, b"x", Sender::default(), None);
+        hub.record_key(key, Kind::Text, b"x", published.log_index, times.now);
+        let keys = hub.stored_keys(times);
+        let state = |epoch, is_clean| {
+            let head = LogHead { epoch, ..hub.log_head() };
+            LogState { head, log_ms: 5, stamp: STAMP, clients: 1, is_clean }
+        };
+        let is_known = |state: LogState, keys| {
+            Tables::open(&file.path).unwrap().write(&state, &[], keys, true).unwrap();
+            let mut hub = load(&file, &limits, times, STAMP).unwrap().hub;
+            hub.find_duplicate(key, Kind::Text, b"x", times.now).is_some()
+        };
+        assert!(!is_known(state(7, true), None), "the file of a version without keys");
+        assert!(is_known(state(7, true), Some(&keys)));
+        assert!(is_known(state(7, true), None), "continued by such a version");
+        assert!(!is_known(state(8, true), None), "which was killed, and began a new epoch");
+        assert!(!is_known(state(7, false), None), "killed");
+        let damaged = StoredKeys { keys: keys.keys[1..].to_vec(), ..keys };
+        Tables::open(&file.path).unwrap().write(&state(7, true), &[], Some(&damaged), true).unwrap();
+        let error = load(&file, &limits, times, STAMP).unwrap_err();
+        assert!(matches!(error.problem, Problem::Damaged(_)), "{error}");
         std::fs::remove_file(&file.path).unwrap();
     }
 }

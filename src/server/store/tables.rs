@@ -10,13 +10,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use redb::{
-    Builder, Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
-    TableError,
+    Builder, Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    TableDefinition, TableError, WriteTransaction,
 };
 
 use crate::hub::change::{Change, ChannelPosition};
 use crate::hub::persist::LogHead;
 use crate::hub::snapshot::Snapshot;
+use crate::hub::stored_keys::{KEY_BYTES, StoredKeys};
 use crate::server::clock_snapshot::ClockSnapshot;
 
 /// Pages that the database caches; new pages are rarely read again.
@@ -35,6 +36,16 @@ const CHANNELS: TableDefinition<'_, &str, (u64, u64, u64)> = TableDefinition::ne
 
 /// Messages that were written together, under their channel and the last of them.
 const MESSAGES: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("messages");
+
+/// The idempotency keys of a clean shutdown: the epoch of their messages, and the seed of their hashes. A file of a
+/// version without keys lacks this table and the next, and such a version ignores them.
+const KEYS_STATE: TableDefinition<'_, (), (u64, u64, u64)> = TableDefinition::new("idempotency");
+
+/// The idempotency keys, many in a row.
+const KEYS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("idempotency_keys");
+
+/// Bytes of a row of keys: with its overhead below 64 KiB, since the database gives a row a power of two.
+const KEYS_ROW_BYTES: usize = 1_300 * KEY_BYTES;
 
 /// The state of the log and the clocks, written with each batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +92,15 @@ impl<E: Into<redb::Error>> From<E> for Problem {
     }
 }
 
+/// The contents of a file.
+#[derive(Debug)]
+pub(super) struct Contents {
+    pub(super) state: LogState,
+    pub(super) snapshot: Snapshot,
+    /// The idempotency keys, if they are those of the state.
+    pub(super) keys: Option<StoredKeys>,
+}
+
 /// A history file that is open, and locked.
 #[derive(Debug)]
 pub(super) struct Tables {
@@ -111,7 +131,7 @@ impl Tables {
     pub(super) fn read(
         &self,
         begin: impl FnOnce(&LogState) -> Snapshot,
-    ) -> Result<Option<(LogState, Snapshot)>, Problem> {
+    ) -> Result<Option<Contents>, Problem> {
         let transaction = self.database.begin_read()?;
         let table = match transaction.open_table(STATE) {
             Err(TableError::TableDoesNotExist(_)) => {
@@ -145,12 +165,20 @@ impl Tables {
         if count != messages.len()? {
             return Err(Problem::Damaged("it has messages of a channel that is missing".into()));
         }
-        Ok(Some((state, snapshot)))
+        let keys = read_keys(&transaction, &state)?;
+        Ok(Some(Contents { state, snapshot, keys }))
     }
 
-    /// Writes changes and the state of the log in one commit. If it `syncs`, this commit and all earlier ones are safe
-    /// on the disk when it returns; otherwise they are after the next one that does.
-    pub(super) fn write(&self, state: &LogState, changes: &[Change], syncs: bool) -> Result<(), redb::Error> {
+    /// Writes changes and the state of the log in one commit, and replaces the idempotency keys if they are given. If
+    /// it `syncs`, this commit and all earlier ones are safe on the disk when it returns; otherwise they are after the
+    /// next one that does.
+    pub(super) fn write(
+        &self,
+        state: &LogState,
+        changes: &[Change],
+        keys: Option<&StoredKeys>,
+        syncs: bool,
+    ) -> Result<(), redb::Error> {
         let mut transaction = self.database.begin_write()?;
         transaction.set_two_phase_commit(true);
         transaction.set_durability(if syncs { Durability::Immediate } else { Durability::None })?;
@@ -187,6 +215,38 @@ impl Tables {
                 }
             }
         }
+        if let Some(keys) = keys {
+            write_keys(&transaction, keys, state.head.epoch)?;
+        }
         Ok(transaction.commit()?)
     }
+}
+
+/// Reads the idempotency keys, if the shutdown that wrote them was the last one, or all later servers have continued
+/// its log: in another epoch, an id that was acknowledged may belong to no message.
+fn read_keys(transaction: &ReadTransaction, state: &LogState) -> Result<Option<StoredKeys>, Problem> {
+    let table = match transaction.open_table(KEYS_STATE) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+        table => table?,
+    };
+    let Some((epoch, first, second)) = table.get(())?.map(|row| row.value()) else { return Ok(None) };
+    if !state.is_clean || epoch != state.head.epoch {
+        return Ok(None);
+    }
+    let mut stored = StoredKeys { seed: [first, second], keys: Vec::new() };
+    for row in transaction.open_table(KEYS)?.iter()? {
+        stored.keys.extend_from_slice(row?.1.value());
+    }
+    Ok(Some(stored))
+}
+
+fn write_keys(transaction: &WriteTransaction, stored: &StoredKeys, epoch: u64) -> Result<(), redb::Error> {
+    let [first, second] = stored.seed;
+    transaction.open_table(KEYS_STATE)?.insert((), (epoch, first, second))?;
+    transaction.delete_table(KEYS)?;
+    let mut table = transaction.open_table(KEYS)?;
+    for (number, row) in (0..).zip(stored.keys.chunks(KEYS_ROW_BYTES)) {
+        table.insert(number, row)?;
+    }
+    Ok(())
 }

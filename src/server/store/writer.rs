@@ -13,6 +13,7 @@ use log::error;
 
 use super::tables::{LogState, Tables};
 use crate::hub::change::Change;
+use crate::hub::stored_keys::StoredKeys;
 
 /// Maximum number of batches that the thread has not written.
 pub(super) const BATCHES_MAX: usize = 4;
@@ -25,13 +26,16 @@ const UNSYNCED_MAX: usize = 8 << 20;
 pub(super) struct WriteBatch {
     pub(super) state: LogState,
     pub(super) changes: Vec<Change>,
+    /// The idempotency keys, in the last batch.
+    pub(super) keys: Option<StoredKeys>,
     /// True if the batch has to be safe on the disk when its result is sent.
     pub(super) syncs: bool,
 }
 
 impl WriteBatch {
     fn bytes(&self) -> usize {
-        self.changes.iter().map(Change::bytes).sum()
+        let keys = self.keys.as_ref().map_or(0, |stored| stored.keys.len());
+        self.changes.iter().map(Change::bytes).sum::<usize>() + keys
     }
 }
 
@@ -128,7 +132,7 @@ impl Writer {
         let bytes = batch.bytes();
         self.unsynced += bytes;
         let syncs = batch.syncs || self.unsynced > UNSYNCED_MAX;
-        self.tables.write(&batch.state, &batch.changes, syncs)?;
+        self.tables.write(&batch.state, &batch.changes, batch.keys.as_ref(), syncs)?;
         if syncs {
             self.unsynced = 0;
         }

@@ -7,6 +7,8 @@ use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::SocketAddr;
 
 use oyez::config::Limits;
+use oyez::hub::persist::LogTime;
+use oyez::hub::stored_keys::StoredKeys;
 use oyez::ids::{Peer, SlotId};
 use oyez::net::transport::{self, ReadOutcome, Transport};
 use oyez::server::engine::Engine;
@@ -226,14 +228,11 @@ impl<T: Piped> Rig<T> {
         Rig::with_engine(Engine::new(limits, 1_000), enter)
     }
 
-    fn with_engine(engine: Engine<T>, enter: impl FnMut(Pipe) -> T + 'static) -> Rig<T> {
-        Rig {
-            engine,
-            now: LoopTime::from_millis(1_000_000),
-            used_bytes: 0,
-            enter: Box::new(enter),
-            reaped: Vec::new(),
-        }
+    fn with_engine(mut engine: Engine<T>, enter: impl FnMut(Pipe) -> T + 'static) -> Rig<T> {
+        let now = LoopTime::from_millis(1_000_000);
+        // Fixed instead of random, so that `run` of `hello` is the same in all runs.
+        engine.hub.restore_keys(&StoredKeys::default(), LogTime { now, millis: 0 }).unwrap();
+        Rig { engine, now, used_bytes: 0, enter: Box::new(enter), reaped: Vec::new() }
     }
 
     /// A connection without any bytes.
