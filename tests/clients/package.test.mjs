@@ -214,6 +214,12 @@ for (const [name, build] of [['vite, production', built_by_vite], ['esbuild, dev
     await page.evaluate(() => window.page.setRoom({ channel: 'a', suffix: '', since: 'latest' }));
     await shows('a new subscription', { state: 'open', data: ['7'], error: null });
 
+    await page.evaluate(() => window.page.setRoom({ channel: 'a', suffix: '?', messages_max: 0 }));
+    for (let i = 0; i < 6000 && !(await page.evaluate(() => window.page.calls.includes('7?'))); i++) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    await shows('no message, though they are delivered', { state: 'open', data: [], error: null });
+
     await publish('b', 'of b');
     await page.evaluate(() => window.page.setRoom({ channel: 'b', suffix: '' }));
     await shows('another channel', { state: 'open', data: ['of b'], error: null });

@@ -201,6 +201,34 @@ class ClientTest(unittest.IsolatedAsyncioTestCase):
             self.assertEqual([message.id for message in received], ids)
             self.assertLessEqual(held_max, 10 + 1, "the messages, and one event at most")
 
+    async def test_slow_reader_that_leaves_holds_no_other_back(self) -> None:
+        server = Server(self)
+        async with Oyez(server.url) as hub:
+            slow = hub.subscribe("a", messages_max=5)
+            other = Collected(hub, "a")
+            await until("the subscription", lambda: server.subscribers("a") == 1)
+            await asyncio.wait_for(asyncio.gather(*(hub.publish("a", at) for at in range(40))), WAIT_SECONDS)
+            await until("the pause", lambda: server.subscribers("a") == 0)
+            slow.unsubscribe()
+            await until("the rest", lambda: len(other.data) == 40)
+            self.assertEqual(other.data, list(range(40)))
+
+    async def test_values_that_python_cannot_parse_or_encode_end_no_connection(self) -> None:
+        server = Server(self)
+        changes: list[StateChange] = []
+        async with Oyez(server.url, on_state=changes.append) as hub:
+            heard = Collected(hub, "a")
+            await until("the subscription", lambda: server.subscribers("a") == 1)
+            # More digits than int() takes.
+            publisher = await _connect(server.url.replace("http", "ws") + "/ws", ["oyez.v1"])
+            await publisher.send('{"type":"publish","ch":"a","data":[' + "1" * 5000 + "]}")
+            await until("the number", lambda: len(heard.data) == 1)
+            await publisher.close()
+            await hub.publish("a", {"\ud800": "\udfff \U0001f600"})
+            await until("the text", lambda: len(heard.data) == 2)
+            self.assertEqual(heard.data, [[float("inf")], {"\ud800": "\udfff \U0001f600"}])
+        self.assertEqual([change.state for change in changes], ["connecting", "open", "closed"])
+
     async def test_reader_that_publishes_for_each_message_does_not_stop(self) -> None:
         server = Server(self)
         async with Oyez(server.url) as hub:

@@ -9,10 +9,10 @@ const hub = new Oyez(new URL(location.href).searchParams.get('server'));
 const page = { hub, calls: [], gaps: [], foreign: 0, states: [] };
 window.page = page;
 
-function Room({ channel, suffix, since = 'earliest' }) {
+function Room({ channel, suffix, since = 'earliest', messages_max = 5 }) {
   const { state, messages, error, publish } = useChannel(hub, channel, {
     since,
-    messages_max: 5,
+    messages_max,
     onmessage: ({ data }) => page.calls.push(`${data}${suffix}`),
     ongap: ({ why }) => page.gaps.push(why),
   });
