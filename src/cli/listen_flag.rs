@@ -57,7 +57,21 @@ pub(super) fn join(parts: &[ListenPart]) -> Result<Vec<ListenAddress>, Failure> 
             }
         }
     }
+    for (at, address) in addresses.iter().enumerate() {
+        if addresses[..at].iter().any(|earlier| is_same(earlier, address)) {
+            return Err(Failure::Usage(format!("--listen: {address} is listed twice")));
+        }
+    }
     Ok(addresses)
+}
+
+/// Returns true if two sockets cannot have these addresses. Port 0 is another port each time.
+fn is_same(one: &ListenAddress, other: &ListenAddress) -> bool {
+    match (one, other) {
+        (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) => one == other && one.port() != 0,
+        (ListenAddress::Unix { path: one, .. }, ListenAddress::Unix { path: other, .. }) => one == other,
+        _ => false,
+    }
 }
 
 /// `127.0.0.1:9000`, `[::1]:9000`, `localhost:9000`, `:9000` or `9000`.
@@ -143,5 +157,14 @@ mod tests {
         for list in [&["mode=0660"][..], &["9000", "mode=0660"], &["unix:/a", "mode=0660", "mode=0660"]] {
             assert!(parse(list).is_err(), "{list:?}");
         }
+    }
+
+    #[test]
+    fn address_that_is_listed_twice_is_an_error() {
+        for list in [&["9000", "127.0.0.1:9000"][..], &["unix:/a", "9000", "unix:/a", "mode=0600"]] {
+            let why = parse(list).unwrap_err().to_string();
+            assert!(why.ends_with(" is listed twice"), "{why}");
+        }
+        assert_eq!(parse(&["0", "0", "[::1]:9000", "127.0.0.1:9000"]).unwrap().len(), 4);
     }
 }

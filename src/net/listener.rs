@@ -51,13 +51,17 @@ pub enum ReservedAddress {
 }
 
 impl ReservedAddress {
-    /// Checks that an address is free, and binds a TCP address.
+    /// Checks that an address is free, and binds a TCP address. `is_v6_only`: not for IPv4 clients.
     ///
     /// # Errors
     /// The address is in use or not available, or a socket option is rejected.
-    pub fn reserve(address: &ListenAddress, tcp: &TcpConfig) -> io::Result<ReservedAddress> {
+    pub fn reserve(
+        address: &ListenAddress,
+        is_v6_only: bool,
+        tcp: &TcpConfig,
+    ) -> io::Result<ReservedAddress> {
         match address {
-            ListenAddress::Tcp(address) => bind_tcp(*address, tcp).map(ReservedAddress::Tcp),
+            ListenAddress::Tcp(address) => bind_tcp(*address, is_v6_only, tcp).map(ReservedAddress::Tcp),
             ListenAddress::Unix { path, mode } => {
                 socket_file::is_stale(path)?;
                 Ok(ReservedAddress::Unix { path: path.clone(), mode: *mode })
@@ -104,12 +108,16 @@ impl ReservedAddress {
     }
 }
 
-fn bind_tcp(address: SocketAddr, tcp: &TcpConfig) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr, is_v6_only: bool, tcp: &TcpConfig) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait for the connections of the previous process to leave TIME_WAIT.
     socket.set_reuse_address(true)?;
     if tcp.reuse_port {
         socket.set_reuse_port(true)?;
+    }
+    if address.is_ipv6() {
+        // The default is a setting of the machine.
+        socket.set_only_v6(is_v6_only)?;
     }
     set_tcp_options(&SockRef::from(&socket), tcp)?;
     socket.bind(&address.into())?;
@@ -191,7 +199,7 @@ mod tests {
         let tcp =
             TcpConfig { backlog: 7, notsent_lowat_bytes: 4_096, user_timeout_ms: 1_234, reuse_port: false };
         let any = ListenAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let listener = ReservedAddress::reserve(&any, &tcp).unwrap().listen(&tcp).unwrap();
+        let listener = ReservedAddress::reserve(&any, false, &tcp).unwrap().listen(&tcp).unwrap();
         let Ok(ListenAddress::Tcp(address)) = listener.address() else { panic!("no TCP") };
         let _client = std::net::TcpStream::connect(address).unwrap();
         let (stream, peer) = listener.accept().unwrap();
@@ -207,7 +215,7 @@ mod tests {
     fn backlog_bounds_waiting_clients() {
         let tcp = TcpConfig { backlog: 2, ..TcpConfig::default() };
         let any = ListenAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let listener = ReservedAddress::reserve(&any, &tcp).unwrap().listen(&tcp).unwrap();
+        let listener = ReservedAddress::reserve(&any, false, &tcp).unwrap().listen(&tcp).unwrap();
         let Ok(ListenAddress::Tcp(address)) = listener.address() else { panic!("no TCP") };
         let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
         let waiting: Vec<_> = (0..8).map_while(|_| connect().ok()).collect();

@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem;
+use std::net::SocketAddr;
 
 use log::warn;
 use mio::net::TcpStream;
@@ -109,7 +110,7 @@ impl ReservedAddresses {
         for (address, socket) in addresses.iter().zip(exact) {
             let found = match socket.or_else(|| take(address, false)) {
                 Some(socket) => ReservedAddress::inherit(socket, tcp),
-                None => ReservedAddress::reserve(address, tcp),
+                None => ReservedAddress::reserve(address, is_v6_only(address, addresses), tcp),
             };
             let failed = |error| ListenError { address: address.clone(), error };
             reserved.push((address.clone(), found.map_err(failed)?));
@@ -148,6 +149,14 @@ impl ReservedAddresses {
         };
         Ok((loaded, listeners))
     }
+}
+
+/// Returns true if an address stands for all IPv6 addresses only, and not for those of IPv4, as it does by itself: IPv4
+/// clients of the port are accepted at another address of the list, and Linux does not let both listen.
+fn is_v6_only(address: &ListenAddress, addresses: &[ListenAddress]) -> bool {
+    let ListenAddress::Tcp(SocketAddr::V6(v6)) = address else { return false };
+    let is_v4 = |other: &ListenAddress| matches!(other, ListenAddress::Tcp(SocketAddr::V4(v4)) if v4.port() == v6.port());
+    v6.ip().is_unspecified() && v6.port() != 0 && addresses.iter().any(is_v4)
 }
 
 impl Listeners {
@@ -267,7 +276,7 @@ fn is_exhausted(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::OwnedFd;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixListener, UnixStream};

@@ -11,7 +11,7 @@ use std::process::Output;
 use crate::support::client::Client;
 use crate::support::folder::Folder;
 use crate::support::http::{get, publish, request};
-use crate::support::process::{Server, TEST_TIMEOUT, oyez};
+use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez};
 
 const TCP: &str = "127.0.0.1:0";
 
@@ -107,6 +107,30 @@ fn one_public_address_of_several_needs_access_control() {
     let (status, error) = fails(&["--listen", &unix, "--listen", TCP, "--listen", "0.0.0.0:0"]);
     assert_eq!(status, Some(2), "{error}");
     assert!(error.contains("0.0.0.0:0 is reachable from other machines"), "{error}");
+}
+
+#[test]
+fn all_addresses_of_ipv4_and_of_ipv6_can_be_listed() {
+    let port = free_port();
+    for list in [
+        format!("0.0.0.0:{port},[::]:{port}"),
+        format!("[::]:{port},127.0.0.1:{port}"),
+        format!("[::]:{port}"),
+    ] {
+        let server = Server::start_command(oyez(&[
+            "serve",
+            "--listen",
+            &list,
+            "--anonymous",
+            "subscribe=* publish=*",
+        ]));
+        for address in [format!("127.0.0.1:{port}"), format!("[::1]:{port}")] {
+            let stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+            assert_eq!(Client::new(stream).ask(get("/healthz")).status, 200, "{list}");
+        }
+        server.stop();
+    }
 }
 
 #[test]
