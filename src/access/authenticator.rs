@@ -13,7 +13,7 @@ use super::rejection_log::RejectionLog;
 use super::ticket::{self, Redemption, StreamTicketError, Tickets};
 use super::token::{LEEWAY_SECONDS, Verifier};
 use crate::close::TokenFault;
-use crate::ids::SlotId;
+use crate::ids::{RunId, SlotId};
 use crate::time::LoopTime;
 
 /// The rights of a client: the grant of its token, or `None` for the rights of anonymous clients.
@@ -126,7 +126,9 @@ impl Authenticator {
             (Some(Redemption::Granted(grant)), _) => Ok(grant),
             (Some(Redemption::Rejected(error)), _) => Err(error),
             (Some(Redemption::LogDown | Redemption::Unconfirmed), _) => Err(StreamTicketError::Bad),
-            (None, Some(channel)) => self.tickets.redeem_for_stream(&hash, channel, (0, Some(slot)), now),
+            (None, Some(channel)) => {
+                self.tickets.redeem_for_stream(&hash, channel, (RunId::default(), Some(slot)), now)
+            }
             (None, None) => self.tickets.redeem(&hash, now).ok_or(StreamTicketError::Bad),
         };
         // A ticket is not valid for longer than the token that it was issued for.

@@ -21,7 +21,7 @@ use std::rc::Rc;
 use super::grant::Grant;
 use super::identity::ClientIdentity;
 use super::quota::{QuotaKey, Quotas};
-use crate::ids::SlotId;
+use crate::ids::{RunId, SlotId};
 use crate::time::LoopTime;
 
 /// Lifetime of a ticket, in milliseconds: a page uses it at once.
@@ -106,8 +106,8 @@ pub struct EndedStream {
 struct Stream {
     grant: Rc<Grant>,
     channel: Box<str>,
-    /// The run of the node that has the stream; 0 without a shared log.
-    run: u32,
+    /// The run of the node that has the stream; the default without a shared log.
+    run: RunId,
     /// `None` while it is open.
     until: Option<LoopTime>,
 }
@@ -219,7 +219,7 @@ impl Tickets {
     }
 
     /// Redeems a ticket for an event stream of a channel, also again after that stream has ended. `run`: the run of the
-    /// node that has the stream; 0 without a shared log. `slot`: its connection, if this node has the stream.
+    /// node that has the stream; the default without a shared log. `slot`: its connection, if this node has the stream.
     ///
     /// # Errors
     /// The ticket is unknown, or its stream is open.
@@ -227,7 +227,7 @@ impl Tickets {
         &mut self,
         hash: &TicketHash,
         channel: &str,
-        (run, slot): (u32, Option<SlotId>),
+        (run, slot): (RunId, Option<SlotId>),
         now: LoopTime,
     ) -> Result<Rc<Grant>, StreamTicketError> {
         self.expire(now);
@@ -261,7 +261,7 @@ impl Tickets {
     pub fn end_stream(&mut self, ended: EndedStream, now: LoopTime) {
         let EndedStream { hash, channel, grant } = ended;
         let until = now.after(STREAM_GRACE_MS);
-        self.streams.insert(hash, Stream { grant, channel, run: 0, until: Some(until) });
+        self.streams.insert(hash, Stream { grant, channel, run: RunId::default(), until: Some(until) });
         self.ended.push_back((until, hash));
         if self.ended.len() > self.tickets_max {
             self.forget_oldest_stream();
@@ -269,7 +269,7 @@ impl Tickets {
     }
 
     /// Ends all event streams of a node that has ended.
-    pub fn end_streams_of(&mut self, run: u32, now: LoopTime) {
+    pub fn end_streams_of(&mut self, run: RunId, now: LoopTime) {
         let open = self.streams.iter().filter(|(_, stream)| stream.run == run && stream.until.is_none());
         let ended: Vec<EndedStream> = open
             .map(|(hash, Stream { channel, grant, .. })| EndedStream {
@@ -424,7 +424,7 @@ mod tests {
         now: LoopTime,
     ) -> Result<Rc<Grant>, StreamTicketError> {
         let hash = hash_of(ticket).ok_or(StreamTicketError::Bad)?;
-        tickets.redeem_for_stream(&hash, channel, (0, Some(slot)), now)
+        tickets.redeem_for_stream(&hash, channel, (RunId::default(), Some(slot)), now)
     }
 
     fn grant() -> Rc<Grant> {

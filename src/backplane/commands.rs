@@ -1,7 +1,7 @@
 //! The commands that a link sends, and the keys of the log.
 
 use super::resp::command;
-use crate::ids::MessageId;
+use crate::ids::{MessageId, RunId};
 
 /// Opens the log; begins an epoch if its data was replaced.
 const OPEN_LUA: &str = include_str!("open.lua");
@@ -79,7 +79,7 @@ pub(super) struct OpenArguments {
 /// An entry as an argument of the script `append`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EntryToAppend<'a> {
-    pub(super) run: u32,
+    pub(super) run: RunId,
     /// The entry's number in the run.
     pub(super) number: u64,
     /// The number of the entry before it if that one is in flight too, or else 0.
@@ -151,7 +151,7 @@ impl Commands {
                 count.to_string().as_bytes(),
                 bytes,
                 oldest_kept.to_string().as_bytes(),
-                format!("{run:08x}").as_bytes(),
+                run.to_string().as_bytes(),
                 number.to_string().as_bytes(),
                 after.to_string().as_bytes(),
             ],

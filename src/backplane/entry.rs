@@ -39,7 +39,7 @@ use super::block_set::BlockSet;
 pub use super::fields::BadEntry;
 use super::fields::{FieldReader, append_numbers, append_owner, append_short, owner_len_max, text};
 use crate::access::identity::ClientIdentity;
-use crate::ids::{ChannelName, ClientId, MessageId};
+use crate::ids::{ChannelName, ClientId, MessageId, RunId};
 use crate::wire::Kind;
 
 /// The version of the format.
@@ -74,7 +74,7 @@ pub const REPORTED_RUNS_MAX: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryHeader {
     /// The node's process: a random number, new at each start.
-    pub run: u32,
+    pub run: RunId,
     /// The number of the entry among those of its run, from 1, without holes.
     pub number: u64,
     /// True if the entry was sent before, on a connection that was lost.
@@ -85,7 +85,7 @@ impl EntryHeader {
     /// Appends the header.
     pub fn append(self, out: &mut Vec<u8>) {
         out.extend_from_slice(&[VERSION, if self.is_resent { RESENT } else { 0 }]);
-        out.extend_from_slice(&self.run.to_le_bytes());
+        out.extend_from_slice(&self.run.0.to_le_bytes());
         out.extend_from_slice(&self.number.to_le_bytes());
     }
 }
@@ -142,20 +142,20 @@ impl<'a> RunNumbers<'a> {
     const ROW_BYTES: usize = 12;
 
     /// Encodes the numbers into a buffer that the result borrows; at most [`REPORTED_RUNS_MAX`] of them.
-    pub fn encode(numbers: impl Iterator<Item = (u32, u64)>, buffer: &'a mut Vec<u8>) -> RunNumbers<'a> {
+    pub fn encode(numbers: impl Iterator<Item = (RunId, u64)>, buffer: &'a mut Vec<u8>) -> RunNumbers<'a> {
         buffer.clear();
         for (run, number) in numbers.take(REPORTED_RUNS_MAX) {
-            buffer.extend_from_slice(&run.to_le_bytes());
+            buffer.extend_from_slice(&run.0.to_le_bytes());
             buffer.extend_from_slice(&number.to_le_bytes());
         }
         RunNumbers(buffer)
     }
 
     /// Runs and their numbers.
-    pub fn iter(self) -> impl Iterator<Item = (u32, u64)> + 'a {
+    pub fn iter(self) -> impl Iterator<Item = (RunId, u64)> + 'a {
         self.0.chunks_exact(Self::ROW_BYTES).map(|row| {
             let mut fields = FieldReader(row);
-            (fields.u32().unwrap_or(0), fields.u64().unwrap_or(0))
+            (RunId(fields.u32().unwrap_or(0)), fields.u64().unwrap_or(0))
         })
     }
 
@@ -228,7 +228,7 @@ pub enum Item<'a> {
     /// The answer of one node to a [`Item::Disconnect`].
     DisconnectResult {
         /// The node that made the request.
-        run: u32,
+        run: RunId,
         /// The request's reference.
         reference: u32,
         /// How many connections this node has closed.
@@ -306,7 +306,7 @@ impl<'a> Entry<'a> {
             return Err(BadEntry::Version(version));
         }
         let is_resent = fields.u8()? & RESENT != 0;
-        let header = EntryHeader { run: fields.u32()?, number: fields.u64()?, is_resent };
+        let header = EntryHeader { run: RunId(fields.u32()?), number: fields.u64()?, is_resent };
         let items = fields.0;
         let mut count = 0;
         while !fields.0.is_empty() {
@@ -366,7 +366,7 @@ impl<'a> Item<'a> {
             }
             4 => Item::Disconnect { reference: fields.u32()?, sub: text(fields.0)? },
             5 => Item::DisconnectResult {
-                run: fields.u32()?,
+                run: RunId(fields.u32()?),
                 reference: fields.u32()?,
                 connections: fields.u32()?,
             },
@@ -438,7 +438,7 @@ impl<'a> Item<'a> {
                 out.extend_from_slice(sub.as_bytes());
             }
             Item::DisconnectResult { run, reference, connections } => {
-                append_numbers(out, &[run, reference, connections]);
+                append_numbers(out, &[run.0, reference, connections]);
             }
             Item::Ticket { hash, owner, grant } => {
                 out.extend_from_slice(hash);
@@ -561,7 +561,7 @@ mod tests {
     #[test]
     fn unknown_kinds_and_trailing_fields_are_skipped() {
         let mut bytes = Vec::new();
-        EntryHeader { run: 7, number: 1, is_resent: false }.append(&mut bytes);
+        EntryHeader { run: RunId(7), number: 1, is_resent: false }.append(&mut bytes);
         bytes.extend_from_slice(&[200, 3, 0, 0, 0, 1, 2, 3]);
         // A heartbeat with a field of a newer version, which is shorter than the blocks.
         bytes.extend_from_slice(&[2, 14, 0, 0, 0]);
@@ -578,7 +578,7 @@ mod tests {
     fn entry_that_breaks_the_format_is_rejected() {
         let entry = |items: &[u8]| {
             let mut bytes = Vec::new();
-            EntryHeader { run: 7, number: 1, is_resent: false }.append(&mut bytes);
+            EntryHeader { run: RunId(7), number: 1, is_resent: false }.append(&mut bytes);
             bytes.extend_from_slice(items);
             bytes
         };

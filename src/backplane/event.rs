@@ -6,7 +6,7 @@ use std::fmt;
 use super::entry::{BadEntry, Item, Items};
 use super::remedy::remedy;
 use super::resp::RespError;
-use crate::ids::MessageId;
+use crate::ids::{MessageId, RunId};
 use crate::plural::plural;
 
 /// An event of a [`Link`](super::link::Link), in the order of the log.
@@ -71,7 +71,7 @@ pub struct LogEntry<'a, P> {
     /// The seq of its first item.
     pub first_seq: u64,
     /// The process that appended it.
-    pub run: u32,
+    pub run: RunId,
     /// True if this process appended it.
     pub is_own: bool,
     /// The number of the entry among those of that process.
@@ -116,7 +116,7 @@ impl<'a, P> LogEntry<'a, P> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MissingEntries {
     /// The run.
-    pub run: u32,
+    pub run: RunId,
     /// The number of the first entry.
     pub first: u64,
     /// The number of the last entry.
@@ -303,7 +303,7 @@ pub enum LinkNotice {
     /// Nodes have not reported after a marker.
     RollCallIncomplete {
         /// The runs of the nodes.
-        runs: Vec<u32>,
+        runs: Vec<RunId>,
     },
     /// Redis may evict the keys of the log.
     MayEvict {
@@ -311,11 +311,11 @@ pub enum LinkNotice {
         policy: String,
     },
     /// A node is alive.
-    NodeJoined(u32),
+    NodeJoined(RunId),
     /// A node has sent nothing for 6 s.
-    NodeTimedOut(u32),
+    NodeTimedOut(RunId),
     /// A node has shut down.
-    NodeShutDown(u32),
+    NodeShutDown(RunId),
     /// Redis rejects a command, and an operator must act.
     Rejected {
         /// The command.
@@ -392,7 +392,7 @@ impl fmt::Display for LinkNotice {
             }
             LinkNotice::Discontinuity { cause, missing: Some(MissingEntries { run, first, last }) } => {
                 let cause = cause.as_str();
-                write!(f, "discontinuity reason={cause} run={run:08x} numbers={first}..{last} channels=all")
+                write!(f, "discontinuity reason={cause} run={run} numbers={first}..{last} channels=all")
             }
             LinkNotice::Discontinuity { cause, missing: None } => {
                 write!(f, "discontinuity reason={} channels=all", cause.as_str())
@@ -400,7 +400,7 @@ impl fmt::Display for LinkNotice {
             LinkNotice::RollCallIncomplete { runs } => {
                 f.write_str("roll call incomplete, missing runs ")?;
                 for (at, run) in runs.iter().take(10).enumerate() {
-                    write!(f, "{}{run:08x}", if at == 0 { "" } else { "," })?;
+                    write!(f, "{}{run}", if at == 0 { "" } else { "," })?;
                 }
                 if runs.len() > 10 { write!(f, " and {} more", runs.len() - 10) } else { Ok(()) }
             }
@@ -409,9 +409,9 @@ impl fmt::Display for LinkNotice {
                 "maxmemory-policy {policy}: Redis may evict the log, a gap for all subscribers; run CONFIG SET \
                  maxmemory-policy noeviction, and change the configuration file of Redis"
             ),
-            LinkNotice::NodeJoined(run) => write!(f, "node {run:08x} joined"),
-            LinkNotice::NodeTimedOut(run) => write!(f, "node {run:08x} timed out"),
-            LinkNotice::NodeShutDown(run) => write!(f, "node {run:08x} shut down"),
+            LinkNotice::NodeJoined(run) => write!(f, "node {run} joined"),
+            LinkNotice::NodeTimedOut(run) => write!(f, "node {run} timed out"),
+            LinkNotice::NodeShutDown(run) => write!(f, "node {run} shut down"),
             LinkNotice::Rejected { command, text } => match remedy(command, text) {
                 Some(remedy) => write!(f, "{command} rejected: {}; {remedy}", text.trim_end_matches('.')),
                 None => write!(f, "{command} rejected: {text}"),

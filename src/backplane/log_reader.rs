@@ -27,7 +27,7 @@ use super::replies::MarkerText;
 use super::resp::Span;
 use super::roll_call::{Loss, Membership, NodeHeartbeat, Numbering, RollCall};
 use super::trim::LogSegments;
-use crate::ids::MessageId;
+use crate::ids::{MessageId, RunId};
 use crate::metrics::levels::ReadCounters;
 use crate::time::LoopTime;
 
@@ -46,7 +46,7 @@ pub(super) enum QueuedEvent<P> {
 pub(super) struct QueuedEntry<P> {
     last: MessageId,
     count: u64,
-    run: u32,
+    run: RunId,
     is_own: bool,
     number: u64,
     is_first: bool,
@@ -88,7 +88,7 @@ pub(super) struct RawEntry<'a> {
 /// The position in the log, and everything that follows from the entries before it.
 #[derive(Debug)]
 pub(super) struct LogReader<P> {
-    run: u32,
+    run: RunId,
     /// The last entry that was applied or skipped.
     pub(super) position: MessageId,
     pub(super) roll_call: RollCall,
@@ -102,7 +102,7 @@ pub(super) struct LogReader<P> {
 }
 
 impl<P> LogReader<P> {
-    pub(super) fn new(run: u32, pending_bytes_max: usize, age_ms: u64, bytes_max: u64) -> LogReader<P> {
+    pub(super) fn new(run: RunId, pending_bytes_max: usize, age_ms: u64, bytes_max: u64) -> LogReader<P> {
         LogReader {
             run,
             position: START,

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::entry::{EntryHeader, HEADER_BYTES, Item, mark_resent};
-use crate::ids::MessageId;
+use crate::ids::{MessageId, RunId};
 use crate::time::LoopTime;
 
 /// An entry is complete when it has this many bytes. 64 messages of 100 bytes cost Redis 0.43 us each, and a larger
@@ -56,7 +56,7 @@ pub(super) struct PendingEntry<P> {
 /// All entries in flight, in the order of their numbers.
 #[derive(Debug)]
 pub(super) struct PendingEntries<P> {
-    run: u32,
+    run: RunId,
     entries: VecDeque<PendingEntry<P>>,
     /// The number of the last entry.
     last_number: u64,
@@ -67,7 +67,7 @@ pub(super) struct PendingEntries<P> {
 }
 
 impl<P> PendingEntries<P> {
-    pub(super) fn new(run: u32, bytes_max: usize) -> PendingEntries<P> {
+    pub(super) fn new(run: RunId, bytes_max: usize) -> PendingEntries<P> {
         PendingEntries {
             run,
             entries: VecDeque::new(),

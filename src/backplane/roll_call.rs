@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::block_set::BlockSet;
-use crate::ids::MessageId;
+use crate::ids::{MessageId, RunId};
 
 /// A node without an entry for this long, in ms, has timed out: three of its heartbeats are missing.
 pub(super) const LIVE_MS: u64 = 6_000;
@@ -60,7 +60,7 @@ pub struct NodeHeartbeat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveNode {
     /// The run of the node.
-    pub run: u32,
+    pub run: RunId,
     /// The last heartbeat of the node.
     pub heartbeat: NodeHeartbeat,
     /// Time of the log since its last entry, in ms.
@@ -105,7 +105,7 @@ struct Call {
     epoch: u64,
     shared_id: MessageId,
     deadline_ms: u64,
-    expected: BTreeSet<u32>,
+    expected: BTreeSet<RunId>,
 }
 
 /// Entries that another node has applied, and this node has not.
@@ -121,7 +121,7 @@ struct Missing {
 #[derive(Clone, Debug)]
 struct Ahead {
     /// Runs, and the number of the last entry of each that this node has applied.
-    awaited: BTreeMap<u32, u64>,
+    awaited: BTreeMap<RunId, u64>,
     /// After this log time no run sends them again. `None` until this node's report is read, which the others wait for.
     deadline_ms: Option<u64>,
 }
@@ -141,23 +141,23 @@ pub(super) enum Numbering {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
     /// Another node has applied the run's entries from one number to another, and the run does not send them again.
-    Report { run: u32, numbers: (u64, u64) },
+    Report { run: RunId, numbers: (u64, u64) },
     /// Nodes have not reported, so it is unknown whether their acknowledged messages are lost.
-    RollCall { after: MessageId, runs: Vec<u32> },
+    RollCall { after: MessageId, runs: Vec<RunId> },
 }
 
 /// A change of the nodes that are alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Membership {
-    Joined(u32),
-    TimedOut(u32),
-    ShutDown(u32),
+    Joined(RunId),
+    TimedOut(RunId),
+    ShutDown(RunId),
 }
 
 /// The numbers and the state of all runs.
 #[derive(Debug, Default)]
 pub(super) struct RollCall {
-    runs: BTreeMap<u32, RunState>,
+    runs: BTreeMap<RunId, RunState>,
     /// True once the node has reached the end of the log. A run that is unknown later is new.
     has_caught_up: bool,
     /// Log time.
@@ -175,9 +175,9 @@ pub(super) struct RollCall {
     calls: Vec<Call>,
     /// The last id before the latest marker that this node has applied and the log still has.
     shared_id: Option<MessageId>,
-    missing: BTreeMap<u32, Missing>,
+    missing: BTreeMap<RunId, Missing>,
     /// Epochs of markers, and runs whose reports for them were read.
-    reported: VecDeque<(u64, BTreeSet<u32>)>,
+    reported: VecDeque<(u64, BTreeSet<RunId>)>,
     /// Entries ahead of the log, by the epoch of the marker.
     ahead: BTreeMap<u64, Ahead>,
     changes: Vec<Membership>,
@@ -229,7 +229,7 @@ impl RollCall {
     }
 
     /// Compares the number of an entry with the last one of its run.
-    pub(super) fn compare(&self, run: u32, number: u64) -> Numbering {
+    pub(super) fn compare(&self, run: RunId, number: u64) -> Numbering {
         let (last, is_announced) = match self.runs.get(&run) {
             Some(state) => (state.last_number, state.is_announced),
             None if self.has_caught_up => (0, false),
@@ -246,7 +246,7 @@ impl RollCall {
 
     /// Records that an entry is applied. Returns true if an earlier copy of it may have been trimmed unread: then
     /// cursors from other nodes before this entry are incomplete.
-    pub(super) fn apply(&mut self, run: u32, number: u64, id: MessageId, is_resent: bool) -> bool {
+    pub(super) fn apply(&mut self, run: RunId, number: u64, id: MessageId, is_resent: bool) -> bool {
         self.applied_ms = self.now_ms;
         self.settle(run, number);
         if self.runs.len() >= RUNS_MAX && !self.runs.contains_key(&run) {
@@ -274,7 +274,7 @@ impl RollCall {
     }
 
     /// Records that a run has reached this number again, or has passed it.
-    fn settle(&mut self, run: u32, number: u64) {
+    fn settle(&mut self, run: RunId, number: u64) {
         for ahead in self.ahead.values_mut() {
             if ahead.awaited.get(&run).is_some_and(|awaited| *awaited <= number) {
                 ahead.awaited.remove(&run);
@@ -283,13 +283,13 @@ impl RollCall {
     }
 
     /// Records that an entry is skipped as a duplicate.
-    pub(super) fn skip(&mut self, run: u32, number: u64) {
+    pub(super) fn skip(&mut self, run: RunId, number: u64) {
         self.settle(run, number);
     }
 
     /// The id after which entries of a run are missing: the id of its last applied entry. Without one, they follow the
     /// latest marker's `shared_id`, since this node has everything before that.
-    pub(super) fn loss_after(&self, run: u32) -> Option<MessageId> {
+    pub(super) fn loss_after(&self, run: RunId) -> Option<MessageId> {
         self.runs
             .get(&run)
             .filter(|state| state.last_number > 0)
@@ -309,7 +309,7 @@ impl RollCall {
     }
 
     /// Records that a node has sent its last entry.
-    pub(super) fn shut_down(&mut self, run: u32) {
+    pub(super) fn shut_down(&mut self, run: RunId) {
         if let Some(state) = self.runs.get_mut(&run)
             && state.is_live()
         {
@@ -363,10 +363,10 @@ impl RollCall {
     /// Records a report that was read.
     pub(super) fn report(
         &mut self,
-        run: u32,
+        run: RunId,
         is_own: bool,
         epoch: u64,
-        numbers: impl Iterator<Item = (u32, u64)>,
+        numbers: impl Iterator<Item = (RunId, u64)>,
     ) {
         if let Some((_, runs)) = self.reported.iter_mut().find(|(marker, _)| *marker == epoch) {
             runs.insert(run);
@@ -388,14 +388,14 @@ impl RollCall {
     }
 
     /// The last number of each run that this node has applied.
-    fn numbers(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+    fn numbers(&self) -> impl Iterator<Item = (RunId, u64)> + '_ {
         self.runs.iter().map(|(run, state)| (*run, state.last_number))
     }
 
     /// The last number of each run whose last entry is later than the last id that survived, for this node's report.
     /// All other entries are in the log, or were trimmed from it: a node that started later has never read the trimmed
     /// ones, and would report them as lost.
-    pub(super) fn numbers_after(&self, survived: MessageId) -> impl Iterator<Item = (u32, u64)> + '_ {
+    pub(super) fn numbers_after(&self, survived: MessageId) -> impl Iterator<Item = (RunId, u64)> + '_ {
         let later = self.runs.iter().filter(move |(_, state)| state.last_id > survived);
         later.map(|(run, state)| (*run, state.last_number))
     }
@@ -403,11 +403,11 @@ impl RollCall {
     /// The next loss that is certain now.
     pub(super) fn next_loss(&mut self) -> Option<Loss> {
         let (runs, now) = (&self.runs, self.now_ms);
-        let last = |run: &u32| runs.get(run).map_or(0, |state| state.last_number);
+        let last = |run: &RunId| runs.get(run).map_or(0, |state| state.last_number);
         self.missing.retain(|run, missing| last(run) < missing.number);
         let certain = self.missing.iter().find(|(run, missing)| {
             let has_reported =
-                |(epoch, runs): &(u64, BTreeSet<u32>)| *epoch == missing.epoch && runs.contains(run);
+                |(epoch, runs): &(u64, BTreeSet<RunId>)| *epoch == missing.epoch && runs.contains(run);
             now > missing.deadline_ms || self.reported.iter().any(has_reported)
         });
         if let Some((&run, &Missing { number, .. })) = certain {
@@ -447,7 +447,7 @@ impl RollCall {
     }
 
     /// Records a heartbeat.
-    pub(super) fn heartbeat(&mut self, run: u32, heartbeat: NodeHeartbeat) {
+    pub(super) fn heartbeat(&mut self, run: RunId, heartbeat: NodeHeartbeat) {
         if let Some(state) = self.runs.get_mut(&run) {
             state.heartbeat = heartbeat;
         }
@@ -455,7 +455,7 @@ impl RollCall {
 
     /// Returns true if another node has a block with the same client ids. It may be silent for a while, and its clients
     /// stay connected.
-    pub(super) fn has_block(&self, own_run: u32, block: u64) -> bool {
+    pub(super) fn has_block(&self, own_run: RunId, block: u64) -> bool {
         let since = self.now_ms.saturating_sub(BLOCK_MS);
         let mut others = self.runs.iter().filter(|(run, state)| **run != own_run && state.seen_ms >= since);
         others.any(|(_, state)| state.heartbeat.blocks.contains(block))
@@ -472,7 +472,7 @@ impl RollCall {
     }
 
     /// The runs of the nodes that are alive.
-    pub(super) fn live_runs(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(super) fn live_runs(&self) -> impl Iterator<Item = RunId> + '_ {
         self.runs.iter().filter(|(_, state)| state.is_live()).map(|(run, _)| *run)
     }
 
@@ -499,9 +499,9 @@ mod tests {
         let mut table = RollCall::new(300_000);
         table.catch_up();
         table.advance(1_000_000);
-        for run in runs {
-            assert_eq!(table.compare(*run, 1), Numbering::Next);
-            assert!(!table.apply(*run, 1, id(u64::from(*run)), false));
+        for &run in runs {
+            assert_eq!(table.compare(RunId(run), 1), Numbering::Next);
+            assert!(!table.apply(RunId(run), 1, id(u64::from(run)), false));
         }
         while table.next_change().is_some() {}
         table
@@ -510,23 +510,23 @@ mod tests {
     #[test]
     fn numbers_are_next_duplicate_or_a_jump() {
         let table = table(&[7]);
-        assert_eq!(table.compare(7, 2), Numbering::Next);
-        assert_eq!(table.compare(7, 1), Numbering::Duplicate);
-        assert_eq!(table.compare(7, 4), Numbering::Jump { first_missing: 2, is_announced: false });
+        assert_eq!(table.compare(RunId(7), 2), Numbering::Next);
+        assert_eq!(table.compare(RunId(7), 1), Numbering::Duplicate);
+        assert_eq!(table.compare(RunId(7), 4), Numbering::Jump { first_missing: 2, is_announced: false });
         // An unknown run is new, and begins with 1, but not during the first catch-up.
-        assert_eq!(table.compare(8, 3), Numbering::Jump { first_missing: 1, is_announced: false });
-        assert_eq!(RollCall::new(1).compare(8, 3), Numbering::Next);
+        assert_eq!(table.compare(RunId(8), 3), Numbering::Jump { first_missing: 1, is_announced: false });
+        assert_eq!(RollCall::new(1).compare(RunId(8), 3), Numbering::Next);
     }
 
     #[test]
     fn run_that_does_not_report_is_a_loss_after_ten_seconds() {
         let mut table = table(&[1, 2]);
         table.begin_epoch(5, id(9), id(9), false);
-        table.report(1, true, 5, [].into_iter());
+        table.report(RunId(1), true, 5, [].into_iter());
         table.advance(1_010_000);
         assert_eq!(table.next_loss(), None);
         table.advance(1_010_001);
-        assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![2] }));
+        assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![RunId(2)] }));
         assert_eq!(table.next_loss(), None);
     }
 
@@ -536,13 +536,13 @@ mod tests {
             let mut table = table(&[1, 2]);
             for time_ms in [2_000, 4_000, 6_001, silence_ms] {
                 table.advance(1_000_000 + time_ms);
-                table.apply(1, time_ms, id(time_ms), false);
+                table.apply(RunId(1), time_ms, id(time_ms), false);
             }
-            assert_eq!(table.next_change(), Some(Membership::TimedOut(2)));
+            assert_eq!(table.next_change(), Some(Membership::TimedOut(RunId(2))));
             table.begin_epoch(5, id(9), id(9), false);
-            table.report(1, true, 5, [].into_iter());
+            table.report(RunId(1), true, 5, [].into_iter());
             table.advance(1_100_000);
-            let loss = Loss::RollCall { after: id(9), runs: vec![2] };
+            let loss = Loss::RollCall { after: id(9), runs: vec![RunId(2)] };
             assert_eq!(table.next_loss(), is_expected.then_some(loss), "{silence_ms} ms");
         }
     }
@@ -550,11 +550,11 @@ mod tests {
     #[test]
     fn run_that_has_shut_down_need_not_report() {
         let mut table = table(&[1, 2]);
-        table.apply(2, 2, id(5), false);
-        table.shut_down(2);
-        assert_eq!((table.next_change(), table.live()), (Some(Membership::ShutDown(2)), 1));
+        table.apply(RunId(2), 2, id(5), false);
+        table.shut_down(RunId(2));
+        assert_eq!((table.next_change(), table.live()), (Some(Membership::ShutDown(RunId(2))), 1));
         table.begin_epoch(5, id(9), id(9), false);
-        table.report(1, true, 5, [].into_iter());
+        table.report(RunId(1), true, 5, [].into_iter());
         table.advance(1_100_000);
         assert_eq!(table.next_loss(), None);
     }
@@ -563,21 +563,21 @@ mod tests {
     fn entry_that_another_node_has_applied_is_a_loss_once() {
         let mut table = table(&[1, 2]);
         table.begin_epoch(5, id(9), id(9), false);
-        table.report(1, true, 5, [].into_iter());
-        table.report(3, false, 5, [(1, 1), (2, 4)].into_iter());
+        table.report(RunId(1), true, 5, [].into_iter());
+        table.report(RunId(3), false, 5, [(RunId(1), 1), (RunId(2), 4)].into_iter());
         assert_eq!(table.next_loss(), None, "run 2 may send them again");
-        table.report(2, false, 5, [].into_iter());
-        assert_eq!(table.next_loss(), Some(Loss::Report { run: 2, numbers: (2, 4) }));
+        table.report(RunId(2), false, 5, [].into_iter());
+        assert_eq!(table.next_loss(), Some(Loss::Report { run: RunId(2), numbers: (2, 4) }));
         assert_eq!(table.next_loss(), None);
-        assert_eq!(table.compare(2, 5), Numbering::Jump { first_missing: 2, is_announced: true });
+        assert_eq!(table.compare(RunId(2), 5), Numbering::Jump { first_missing: 2, is_announced: true });
     }
 
     #[test]
     fn run_whose_entries_the_log_still_has_is_not_reported() {
         let mut table = table(&[1, 2]);
-        table.apply(1, 2, id(7), false);
-        table.apply(2, 2, id(8), false);
-        assert_eq!(table.numbers_after(id(7)).collect::<Vec<_>>(), [(2, 2)]);
+        table.apply(RunId(1), 2, id(7), false);
+        table.apply(RunId(2), 2, id(8), false);
+        assert_eq!(table.numbers_after(id(7)).collect::<Vec<_>>(), [(RunId(2), 2)]);
         assert_eq!(table.numbers_after(id(8)).count(), 0);
     }
 
@@ -590,7 +590,7 @@ mod tests {
         table.advance(11_000);
         assert_eq!(table.next_loss(), None);
         table.advance(11_001);
-        assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![1] }));
+        assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![RunId(1)] }));
     }
 
     /// The node is ahead until the other runs have sent the entries again that it has applied, or no longer can.
@@ -603,15 +603,15 @@ mod tests {
             table
         };
         let mut table = ahead();
-        table.skip(3, 1);
-        table.apply(2, 2, id(20), false);
+        table.skip(RunId(3), 1);
+        table.apply(RunId(2), 2, id(20), false);
         assert!(!table.end_ahead(), "the own report was not read");
-        table.report(1, true, 5, [].into_iter());
+        table.report(RunId(1), true, 5, [].into_iter());
         assert!(table.end_ahead() && !table.is_ahead());
         // Run 3 has ended.
         let mut table = ahead();
-        table.report(1, true, 5, [].into_iter());
-        table.skip(2, 1);
+        table.report(RunId(1), true, 5, [].into_iter());
+        table.skip(RunId(2), 1);
         table.advance(1_010_000);
         assert!(!table.end_ahead());
         table.advance(1_010_001);
@@ -622,16 +622,16 @@ mod tests {
     fn nodes_are_not_timed_out_by_an_outage_of_the_log() {
         let mut table = table(&[1, 2]);
         table.advance(1_060_000);
-        table.apply(1, 2, id(3), false);
+        table.apply(RunId(1), 2, id(3), false);
         assert_eq!((table.next_change(), table.live()), (None, 2));
         // Node 1 sends heartbeats again, node 2 does not.
         for (number, time_ms) in [(3, 1_062_000), (4, 1_064_000), (5, 1_066_000)] {
             table.advance(time_ms);
             assert_eq!(table.next_change(), None);
-            table.apply(1, number, id(number), false);
+            table.apply(RunId(1), number, id(number), false);
         }
         table.advance(1_067_000);
-        assert_eq!((table.next_change(), table.live()), (Some(Membership::TimedOut(2)), 1));
+        assert_eq!((table.next_change(), table.live()), (Some(Membership::TimedOut(RunId(2))), 1));
         assert_eq!(table.next_change(), None);
     }
 
@@ -641,19 +641,19 @@ mod tests {
         for time_ms in [u64::MAX, u64::MAX] {
             table.advance(time_ms);
             table.begin_epoch(5, id(9), id(9), false);
-            table.report(1, true, 5, [(2, u64::MAX)].into_iter());
+            table.report(RunId(1), true, 5, [(RunId(2), u64::MAX)].into_iter());
             table.lose_range(Some(6));
-            table.apply(1, u64::MAX, id(u64::MAX), false);
+            table.apply(RunId(1), u64::MAX, id(u64::MAX), false);
             while table.next_loss().is_some() {}
         }
-        assert_eq!(table.compare(1, u64::MAX), Numbering::Duplicate);
+        assert_eq!(table.compare(RunId(1), u64::MAX), Numbering::Duplicate);
     }
 
     #[test]
     fn table_of_runs_is_bounded() {
         let mut table = table(&[]);
         for run in 0..2 * RUNS_MAX as u32 {
-            table.apply(run, 1, id(1), false);
+            table.apply(RunId(run), 1, id(1), false);
         }
         assert_eq!(table.runs.len(), RUNS_MAX);
     }

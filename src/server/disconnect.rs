@@ -14,7 +14,7 @@ use super::shared_log::log_notice::LogNotice;
 use super::shared_log::pending_item::PendingItem;
 use crate::backplane::entry::Item;
 use crate::close::Reason;
-use crate::ids::SlotId;
+use crate::ids::{RunId, SlotId};
 use crate::net::transport::Transport;
 use crate::session::http::response::ResponseOptions;
 use crate::session::rejection::Rejection;
@@ -43,7 +43,7 @@ impl<T: Transport> Engine<T> {
         let reference = log.disconnects.take_reference();
         let item = Item::Disconnect { reference, sub };
         let live = log.link().into_iter().flat_map(|link| link.live_runs());
-        let awaited: BTreeSet<u32> = live.filter(|run| *run != self.run).collect();
+        let awaited: BTreeSet<RunId> = live.filter(|run| *run != self.run).collect();
         if let Err(rejection) = self.submit_item(&item, PendingItem::Disconnect(reference), now) {
             self.reject_request(id, options, rejection, now);
             return;
@@ -91,7 +91,7 @@ impl<T: Transport> Engine<T> {
     /// Applies the result of a node for a request of this one.
     pub(super) fn apply_disconnect_result(
         &mut self,
-        from: u32,
+        from: RunId,
         reference: u32,
         connections: u32,
         now: LoopTime,

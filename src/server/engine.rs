@@ -28,7 +28,7 @@ use crate::close::Reason;
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
 use crate::hub::discontinuity::DiscontinuityWalk;
-use crate::ids::{ClientIds, SlotId};
+use crate::ids::{ClientIds, RunId, SlotId};
 use crate::net::outbox::{FlushOutcome, SlowConsumerLimits};
 use crate::net::transport::Transport;
 use crate::session::intent::Intent;
@@ -64,8 +64,8 @@ pub struct Engine<T> {
     pub(super) tables_at: LoopTime,
     /// The client ids, which differ from those of other processes.
     pub clients: ClientIds,
-    /// A random number that identifies this process among the nodes of a shared log.
-    pub run: u32,
+    /// Identifies this process among the nodes of a shared log.
+    pub run: RunId,
     /// The log that several nodes share; `None`: this server is its own log.
     pub shared_log: Option<SharedLog>,
     /// The discontinuity of the log that subscribers are being notified of.
@@ -98,7 +98,7 @@ impl<T: Transport> Engine<T> {
             log_lines: LogLimits::NEW,
             tables_at: LoopTime::from_millis(0),
             clients: ClientIds::default(),
-            run: 0,
+            run: RunId::default(),
             shared_log: None,
             discontinuity: None,
             draining: None,

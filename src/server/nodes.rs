@@ -43,7 +43,7 @@ impl<T: Transport> Engine<T> {
         let others = others.map(|node| {
             let version = node.heartbeat.version;
             Node {
-                node: format!("{:08x}", node.run),
+                node: node.run.to_string(),
                 version: format!("{}.{}.{}", version >> 16, version >> 8 & 255, version & 255),
                 connections: node.heartbeat.connections,
                 subscriptions: node.heartbeat.subscriptions,
@@ -51,7 +51,7 @@ impl<T: Transport> Engine<T> {
             }
         });
         let own = Node {
-            node: format!("{:08x}", self.run),
+            node: self.run.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             connections: self.slots.len() as u32,
             subscriptions: self.hub.subscriptions() as u32,

@@ -24,7 +24,7 @@ use crate::access::grant::Patterns;
 use crate::access::metrics_token::MetricsToken;
 use crate::access::origin::OriginPattern;
 use crate::config::{Asset, Config, Limits};
-use crate::ids::ClientIds;
+use crate::ids::{ClientIds, RunId};
 use crate::net::acceptor::Acceptor;
 use crate::net::inherited_socket::InheritedSocket;
 use crate::net::listeners::ReservedAddresses;
@@ -128,8 +128,8 @@ fn register_signals(poll: &Poll) -> io::Result<Signals> {
 /// An engine whose log is a new one, unless a history file continues another.
 fn new_engine<T: Transport>(limits: Limits, snapshot: ClockSnapshot) -> Engine<T> {
     let mut engine = Engine::new(limits, new_epoch());
-    engine.run = RandomState::new().hash_one(snapshot.unix_ms) as u32;
-    engine.clients = ClientIds::from_salt(engine.run);
+    engine.run = RunId(RandomState::new().hash_one(snapshot.unix_ms) as u32);
+    engine.clients = ClientIds::from_salt(engine.run.0);
     engine
 }
 
@@ -150,6 +150,6 @@ fn configure_access<T: Transport>(
 fn continue_log<T: Transport>(engine: &mut Engine<T>, loaded: Loaded) -> Result<Store, StartError> {
     let Opened { store, hub, clients } = loaded.mark_in_use().map_err(StartError::HistoryFile)?;
     engine.hub = hub;
-    engine.clients = ClientIds::from_salt(clients.unwrap_or(engine.run));
+    engine.clients = ClientIds::from_salt(clients.unwrap_or(engine.run.0));
     Ok(store)
 }

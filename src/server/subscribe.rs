@@ -57,7 +57,7 @@ impl<T: Transport> Engine<T> {
             id: can_subscribe.then_some(Id(cursor)),
             client: self.clients.of(id).to_string(),
             run: self.idempotency_run(id, rights),
-            node: self.shared_log.is_some().then(|| format!("{:08x}", self.run)),
+            node: self.shared_log.is_some().then(|| self.run.to_string()),
             ping_ms: self.shared.limits.ping_interval_ms,
             message_bytes_max: self.shared.limits.message_bytes_max,
             key_age_ms: self.shared.limits.idempotency.usable_ms(),

@@ -278,7 +278,8 @@ fn entry_with_the_largest_id_and_time_is_applied() {
     let epoch = log.epoch().unwrap();
     for seq in [u64::MAX - 1, u64::MAX] {
         let mut body = Vec::new();
-        oyez::backplane::entry::EntryHeader { run: 77, number: seq, is_resent: false }.append(&mut body);
+        oyez::backplane::entry::EntryHeader { run: oyez::ids::RunId(77), number: seq, is_resent: false }
+            .append(&mut body);
         Item::Placeholder.append(&mut body);
         log.data.log.push(Rc::new(Record { id: (epoch, seq), time_ms: u64::MAX, field: "b", body }));
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use oyez::backplane::entry::{EntryHeader, Item};
 use oyez::close::Reason;
 use oyez::config::Limits;
-use oyez::ids::SlotId;
+use oyez::ids::{RunId, SlotId};
 use serde_json::Value;
 
 use crate::support::cluster::{Cluster, TIMEOUT_MS};
@@ -21,7 +21,7 @@ fn texts(notices: &[Value]) -> Vec<&str> {
 /// The last entry of a node: its notice of shutdown.
 fn shutdown_entry(run: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
-    EntryHeader { run, number: 1, is_resent: false }.append(&mut bytes);
+    EntryHeader { run: RunId(run), number: 1, is_resent: false }.append(&mut bytes);
     Item::Shutdown.append(&mut bytes);
     bytes
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use oyez::backplane::entry::{Entry, EntryHeader, Item, LogMessage};
 use oyez::config::Limits;
-use oyez::ids::SlotId;
+use oyez::ids::{RunId, SlotId};
 use oyez::wire::Kind;
 use serde_json::Value;
 
@@ -141,7 +141,7 @@ fn messages_after_the_largest_id_do_not_overflow() {
     let epoch = cluster.log.epoch().unwrap();
     for (number, seq) in [(1, u64::MAX - 1), (2, u64::MAX)] {
         let mut body = Vec::new();
-        EntryHeader { run: 77, number, is_resent: false }.append(&mut body);
+        EntryHeader { run: RunId(77), number, is_resent: false }.append(&mut body);
         let message =
             LogMessage { channel: "a", kind: Kind::Text, payload: b"x", client: None, user: None, key: None };
         Item::Message(message).append(&mut body);

@@ -7,7 +7,7 @@ use oyez::access::authenticator::Authenticator;
 use oyez::access::grant::Grant;
 use oyez::close::Reason;
 use oyez::config::Limits;
-use oyez::ids::{ClientIds, SlotId};
+use oyez::ids::{ClientIds, RunId, SlotId};
 use oyez::session::State;
 use serde_json::{Value, json};
 
@@ -592,7 +592,7 @@ fn items_that_are_known_to_be_in_the_log_and_not_applied_are_the_lag() {
 #[test]
 fn node_with_a_log_of_its_own_is_the_only_node() {
     let mut rig = Rig::new(Limits::default());
-    rig.engine.run = 7;
+    rig.engine.run = RunId(7);
     let id = rig.connect(Behavior::Cooperative);
     rig.send(id, http::get("/v1/nodes").as_bytes());
     rig.turn();

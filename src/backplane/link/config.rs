@@ -1,12 +1,14 @@
 //! The settings of a link.
 
+use crate::ids::RunId;
+
 /// The settings of a link.
 #[derive(Clone)]
 pub struct LinkConfig {
     /// `--backplane-name`: the name of the log.
     pub name: String,
     /// A random number that identifies this process.
-    pub run: u32,
+    pub run: RunId,
     /// A random seed.
     pub seed: u64,
     /// `--backplane-user`

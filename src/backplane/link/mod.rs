@@ -39,7 +39,7 @@ use super::log_reader::{LogReader, QueuedEvent, START};
 use super::pending::Content;
 use super::replies::{ErrorAction, ShortReply};
 use super::roll_call::LiveNode;
-use crate::ids::MessageId;
+use crate::ids::{MessageId, RunId};
 use crate::metrics::levels::BackplaneStats;
 use crate::time::LoopTime;
 use appending::AppendConnection;
@@ -252,7 +252,7 @@ impl<P> Link<P> {
     }
 
     /// The nodes that are alive.
-    pub fn live_runs(&self) -> impl Iterator<Item = u32> + '_ {
+    pub fn live_runs(&self) -> impl Iterator<Item = RunId> + '_ {
         self.log.roll_call.live_runs()
     }
 

@@ -62,7 +62,7 @@ impl<P> Link<P> {
             command(unsent, &[b"SELECT", config.database.to_string().as_bytes()]);
             commands.push_back(SentCommand::Select);
         }
-        command(unsent, &[b"CLIENT", b"SETNAME", format!("oyez-{:08x}", config.run).as_bytes()]);
+        command(unsent, &[b"CLIENT", b"SETNAME", format!("oyez-{}", config.run).as_bytes()]);
         commands.push_back(SentCommand::SetName);
     }
 

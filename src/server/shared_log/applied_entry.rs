@@ -1,12 +1,13 @@
 //! The entry of a shared log whose items are being applied.
 
+use crate::ids::RunId;
 use crate::time::LoopTime;
 
 /// The entry of a shared log whose items are being applied.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::server) struct AppliedEntry {
     /// The process that appended it.
-    pub(in crate::server) run: u32,
+    pub(in crate::server) run: RunId,
     /// Its number among the entries of that process.
     pub(in crate::server) number: u64,
     /// The log's time of it, in ms.

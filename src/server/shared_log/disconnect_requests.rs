@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::ids::SlotId;
+use crate::ids::{RunId, SlotId};
 use crate::session::http::response::ResponseOptions;
 use crate::time::LoopTime;
 
@@ -17,7 +17,7 @@ pub(in crate::server) struct DisconnectRequest {
     /// Number of nodes that were alive when the request was made, this node included.
     pub(in crate::server) nodes: usize,
     /// The runs of the nodes that have not responded.
-    pub(in crate::server) awaited: BTreeSet<u32>,
+    pub(in crate::server) awaited: BTreeSet<RunId>,
     /// `None` until the request is read back.
     pub(in crate::server) deadline: Option<LoopTime>,
 }
@@ -69,7 +69,7 @@ impl DisconnectRequests {
     }
 
     /// Stops waiting for the results of a node that has ended.
-    pub(super) fn remove_node(&mut self, run: u32) {
+    pub(super) fn remove_node(&mut self, run: RunId) {
         for request in &mut self.requests {
             request.awaited.remove(&run);
         }

@@ -2,12 +2,13 @@
 
 use crate::access::ticket::TicketHash;
 use crate::backplane::entry::Item;
+use crate::ids::RunId;
 
 /// A notice of this node to the others.
 #[derive(Clone, Debug)]
 pub(in crate::server) enum LogNotice {
     /// Number of connections of a user that were closed for the request of another node.
-    DisconnectResult { run: u32, reference: u32, connections: u32 },
+    DisconnectResult { run: RunId, reference: u32, connections: u32 },
     /// An event stream has ended, and its ticket is valid again.
     StreamEnded { hash: TicketHash, channel: Box<str>, grant: String },
 }

@@ -8,6 +8,7 @@ use super::SharedLog;
 use super::receive::LogProgress;
 use crate::backplane::link::LinkConfig;
 use crate::config::BackplaneConfig;
+use crate::ids::RunId;
 use crate::net::acceptor::Acceptor;
 use crate::server::Server;
 use crate::server::backplane::Sockets;
@@ -32,7 +33,7 @@ pub(in crate::server) fn join_log<T>(
 }
 
 /// The settings of the link to a backplane.
-fn link_config(config: &BackplaneConfig, run: u32) -> LinkConfig {
+fn link_config(config: &BackplaneConfig, run: RunId) -> LinkConfig {
     LinkConfig {
         name: config.name.clone(),
         run,

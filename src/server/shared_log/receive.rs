@@ -16,7 +16,7 @@ use crate::backplane::entry::Item;
 use crate::backplane::event::{
     LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LogItem, Marker, OpenedLog,
 };
-use crate::ids::{GapReason, MessageId};
+use crate::ids::{GapReason, MessageId, RunId};
 use crate::net::transport::Transport;
 use crate::server::engine::Engine;
 use crate::session::LogMode;
@@ -215,7 +215,7 @@ impl<T: Transport> Engine<T> {
 
     /// Handles the end of another node, or its silence: its results are no longer awaited, and its event streams have
     /// ended.
-    fn end_node(&mut self, run: u32, now: LoopTime) {
+    fn end_node(&mut self, run: RunId, now: LoopTime) {
         let log_time = self.log_time(now);
         self.shared.authenticator.tickets.end_streams_of(run, log_time);
         if let Some(log) = &mut self.shared_log {

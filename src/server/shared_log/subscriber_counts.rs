@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crate::backplane::entry::ChannelCounts;
+use crate::ids::RunId;
 use crate::time::LoopTime;
 
 /// Minimum time between two items with numbers of subscribers, in ms. The loop does not wake for them: heartbeats wake
@@ -39,7 +40,7 @@ pub(super) struct CountsPart {
 #[derive(Debug)]
 pub(in crate::server) struct SubscriberCounts {
     /// By run and channel.
-    others: BTreeMap<u32, BTreeMap<Box<str>, u32>>,
+    others: BTreeMap<RunId, BTreeMap<Box<str>, u32>>,
     /// How many numbers of others are stored.
     stored: usize,
     stored_max: usize,
@@ -160,7 +161,7 @@ impl SubscriberCounts {
     // The numbers of the other nodes.
 
     /// Applies numbers of another node.
-    pub(super) fn apply(&mut self, run: u32, range: Option<(&str, &str)>, counts: ChannelCounts<'_>) {
+    pub(super) fn apply(&mut self, run: RunId, range: Option<(&str, &str)>, counts: ChannelCounts<'_>) {
         let numbers = self.others.entry(run).or_default();
         self.stored -= numbers.len();
         if let Some((after, upto)) = range {
@@ -190,7 +191,7 @@ impl SubscriberCounts {
     }
 
     /// Removes the numbers of a node that has ended.
-    pub(super) fn remove(&mut self, run: u32) {
+    pub(super) fn remove(&mut self, run: RunId) {
         self.stored -= self.others.remove(&run).map_or(0, |counts| counts.len());
     }
 }
@@ -208,7 +209,7 @@ mod tests {
         from: &mut SubscriberCounts,
         own: &BTreeMap<String, usize>,
         to: &mut SubscriberCounts,
-        run: u32,
+        run: RunId,
     ) -> bool {
         let channels = |after: &str| {
             let names = own.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
@@ -237,8 +238,8 @@ mod tests {
                         own.insert(name.clone(), count);
                         sender.change(&name);
                     }
-                    3 => { send(&mut sender, &own, &mut receiver, 7); }
-                    4 => is_complete &= !send(&mut sender, &own, &mut lost, 7),
+                    3 => { send(&mut sender, &own, &mut receiver, RunId(7)); }
+                    4 => is_complete &= !send(&mut sender, &own, &mut lost, RunId(7)),
                     _ => {
                         sender.send_all();
                         is_complete = true;
@@ -248,7 +249,7 @@ mod tests {
             if !is_complete {
                 sender.send_all();
             }
-            while send(&mut sender, &own, &mut receiver, 7) {}
+            while send(&mut sender, &own, &mut receiver, RunId(7)) {}
             for (name, count) in &own {
                 prop_assert_eq!(receiver.elsewhere(name), *count, "{}", name);
             }
@@ -261,7 +262,7 @@ mod tests {
             let expected = own.iter().filter(|(name, count)| name.starts_with('a') && **count > 0);
             prop_assert_eq!(listed, expected.map(|(name, _)| name.as_str()).collect::<Vec<_>>());
             prop_assert_eq!(receiver.stored, own.values().filter(|count| **count > 0).count());
-            receiver.remove(7);
+            receiver.remove(RunId(7));
             prop_assert_eq!(receiver.stored, 0);
         }
     }
@@ -275,7 +276,7 @@ mod tests {
         assert!(sender.changed.len() <= CHANGED_MAX);
         assert!(sender.next_after.is_some(), "all are sent, since too many have changed");
         let mut parts = 0;
-        while send(&mut sender, &own, &mut receiver, 7) {
+        while send(&mut sender, &own, &mut receiver, RunId(7)) {
             parts += 1;
         }
         assert!(parts > own.len() / CHANNELS_PER_PART);

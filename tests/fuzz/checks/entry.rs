@@ -6,7 +6,7 @@ use oyez::backplane::block_set::BlockSet;
 use oyez::backplane::entry::{
     ChannelCounts, Entry, EntryHeader, Item, LogKey, LogMessage, RunNumbers, mark_resent,
 };
-use oyez::ids::{ClientId, MessageId, SlotId};
+use oyez::ids::{ClientId, MessageId, RunId, SlotId};
 use oyez::wire::Kind;
 
 use super::Input;
@@ -68,7 +68,7 @@ struct Values {
 }
 
 fn check_made(mut input: Input<'_>) {
-    let header = EntryHeader { run: input.u32(), number: input.u64(), is_resent: input.u8() & 1 == 1 };
+    let header = EntryHeader { run: RunId(input.u32()), number: input.u64(), is_resent: input.u8() & 1 == 1 };
     let mut values = Vec::new();
     while values.len() < 4 && (values.is_empty() || !input.is_empty()) {
         values.push(self::values(&mut input));
@@ -121,11 +121,12 @@ fn item<'a>(values: &'a Values, buffer: &'a mut Vec<u8>) -> Item<'a> {
             Item::Heartbeat { connections: a, subscriptions: b, version: c, blocks }
         }
         3 => {
-            let numbers = RunNumbers::encode(values.rows.iter().copied(), buffer);
+            let numbers =
+                RunNumbers::encode(values.rows.iter().map(|&(run, number)| (RunId(run), number)), buffer);
             Item::EpochReport { epoch: values.long, numbers }
         }
         4 => Item::Disconnect { reference: a, sub: text },
-        5 => Item::DisconnectResult { run: a, reference: b, connections: c },
+        5 => Item::DisconnectResult { run: RunId(a), reference: b, connections: c },
         6 => Item::Ticket { hash: &values.hash, owner: owner(values), grant: text },
         7 => Item::Redeem { hash: &values.hash, channel: (a & 1 == 1).then_some(&values.channel) },
         8 => Item::Settings { idempotency_keys: a, idempotency_age_ms: b },

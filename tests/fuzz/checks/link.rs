@@ -8,6 +8,7 @@ use oyez::backplane::entry::{EntryHeader, Item, LogMessage};
 use oyez::backplane::event::LinkEvent;
 use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
 use oyez::backplane::resp::command;
+use oyez::ids::RunId;
 use oyez::time::LoopTime;
 use oyez::wire::Kind;
 
@@ -28,7 +29,7 @@ struct Node {
 pub fn check(data: &[u8]) {
     let config = LinkConfig {
         name: "fuzz".into(),
-        run: RUN,
+        run: RunId(RUN),
         seed: 1,
         user: None,
         password: None,
@@ -194,7 +195,7 @@ fn read(input: &mut Input<'_>) -> Vec<u8> {
         body = format!("moved {}-{}", EPOCH + u64::from(input.u8() % 3), input.u8()).into_bytes();
     } else {
         let number = u64::from(input.u8());
-        EntryHeader { run: RUN + u32::from(input.u8() % 3), number, is_resent: input.u8() & 1 == 1 }
+        EntryHeader { run: RunId(RUN + u32::from(input.u8() % 3)), number, is_resent: input.u8() & 1 == 1 }
             .append(&mut body);
         let kinds = arbitrary(input);
         for kind in if kinds.is_empty() { &[9][..] } else { &kinds } {

@@ -4,7 +4,7 @@
 use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
 use oyez::config::Limits;
 use oyez::features::HasBackplane;
-use oyez::ids::SlotId;
+use oyez::ids::{RunId, SlotId};
 use oyez::server::shared_log::SharedLog;
 use oyez::server::shared_log::receive::LogProgress;
 use oyez::session::LogMode;
@@ -73,7 +73,7 @@ impl Cluster {
             wait_replicas: self.wait_replicas,
             ..link_config(run)
         };
-        rig.engine.run = run;
+        rig.engine.run = RunId(run);
         let feature = HasBackplane::get().unwrap();
         rig.engine.shared_log = Some(SharedLog::new(feature, config, limits.channels_max, rig.now));
         rig.engine.shared.log_mode = LogMode::Starting;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use oyez::backplane::link::LinkConfig;
-use oyez::ids::MessageId;
+use oyez::ids::{MessageId, RunId};
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::encode::encode;
 use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
@@ -14,7 +14,7 @@ use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 pub fn link_config(run: u32) -> LinkConfig {
     LinkConfig {
         name: "main".to_owned(),
-        run,
+        run: RunId(run),
         seed: u64::from(run),
         user: None,
         password: None,
