@@ -57,7 +57,7 @@ pub struct ChannelPosition {
 /// A message of a change.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChangeMessage<'a> {
-    pub(super) seq: u64,
+    pub(super) log_index: u64,
     /// When it was published, by the log's time in milliseconds.
     pub(super) at: u64,
     pub(super) kind: Kind,
@@ -81,8 +81,8 @@ pub(super) fn kind_code(kind: Kind) -> u8 {
 }
 
 pub(super) fn put_message(out: &mut Vec<u8>, message: &ChangeMessage<'_>) {
-    let ChangeMessage { seq, at, kind, client, user, payload } = *message;
-    out.extend_from_slice(&seq.to_le_bytes());
+    let ChangeMessage { log_index, at, kind, client, user, payload } = *message;
+    out.extend_from_slice(&log_index.to_le_bytes());
     out.extend_from_slice(&at.to_le_bytes());
     let has_client = if client.is_some() { HAS_SENDER } else { 0 };
     let has_user = if user.is_some() { HAS_USER } else { 0 };
@@ -112,7 +112,7 @@ impl<'a> Iterator for ChangeMessages<'a> {
 
 impl<'a> ChangeMessages<'a> {
     fn message(&mut self) -> Option<ChangeMessage<'a>> {
-        let seq = u64::from_le_bytes(self.array()?);
+        let log_index = u64::from_le_bytes(self.array()?);
         let at = u64::from_le_bytes(self.array()?);
         let [kind] = self.array()?;
         let client = if kind & HAS_SENDER == 0 {
@@ -128,7 +128,7 @@ impl<'a> ChangeMessages<'a> {
             _ => return None,
         };
         let payload = self.bytes()?;
-        Some(ChangeMessage { seq, at, kind, client, user, payload })
+        Some(ChangeMessage { log_index, at, kind, client, user, payload })
     }
 
     /// Length-prefixed bytes.

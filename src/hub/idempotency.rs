@@ -42,7 +42,7 @@ pub(super) enum KeyUse {
 
 #[derive(Clone, Copy, Debug)]
 struct Record {
-    seq: u64,
+    log_index: u64,
     payload: u64,
 }
 
@@ -63,7 +63,7 @@ pub(super) struct StoredKey {
     /// The hash of the payload.
     pub(super) payload: u64,
     /// The message that was published.
-    pub(super) seq: u64,
+    pub(super) log_index: u64,
     /// When the key was first used.
     pub(super) at: LoopTime,
 }
@@ -113,8 +113,8 @@ impl IdempotencyCache {
     pub(super) fn stored(&self) -> impl Iterator<Item = StoredKey> + '_ {
         self.owners.iter().flat_map(move |(&owner, entries)| {
             entries.iter().filter_map(move |&KeyEntry { fingerprint, at }| {
-                let Record { seq, payload } = *self.records.get(&fingerprint)?;
-                Some(StoredKey { fingerprint, owner, payload, seq, at })
+                let Record { log_index, payload } = *self.records.get(&fingerprint)?;
+                Some(StoredKey { fingerprint, owner, payload, log_index, at })
             })
         })
     }
@@ -147,9 +147,9 @@ impl IdempotencyCache {
         now: LoopTime,
     ) -> Option<KeyUse> {
         self.expire(now);
-        let Record { seq, payload: first } = *self.records.get(&self.fingerprint(key))?;
+        let Record { log_index, payload: first } = *self.records.get(&self.fingerprint(key))?;
         Some(if first == self.payload_hash(kind, payload) {
-            KeyUse::SamePayload(seq)
+            KeyUse::SamePayload(log_index)
         } else {
             KeyUse::OtherPayload
         })
@@ -161,19 +161,19 @@ impl IdempotencyCache {
         key: IdempotencyKey<'_>,
         kind: Kind,
         payload: &[u8],
-        seq: u64,
+        log_index: u64,
         now: LoopTime,
     ) {
         self.insert(StoredKey {
             fingerprint: self.fingerprint(key),
             owner: self.owner_hash(key.owner),
             payload: self.payload_hash(kind, payload),
-            seq,
+            log_index,
             at: now,
         });
     }
 
-    fn insert(&mut self, StoredKey { fingerprint, owner, payload, seq, at }: StoredKey) {
+    fn insert(&mut self, StoredKey { fingerprint, owner, payload, log_index, at }: StoredKey) {
         if self.limits.keys_max == 0 {
             return;
         }
@@ -182,12 +182,12 @@ impl IdempotencyCache {
         {
             self.forget_oldest_of(most);
         }
-        let replaced = self.records.insert(fingerprint, Record { seq, payload });
+        let replaced = self.records.insert(fingerprint, Record { log_index, payload });
         debug_assert!(replaced.is_none(), "a known key is not recorded again");
         let entries = self.owners.entry(owner).or_default();
         self.counts.remove(&(entries.len(), owner));
         if entries.is_empty() {
-            self.oldest.insert((seq, owner));
+            self.oldest.insert((log_index, owner));
         }
         entries.push_back(KeyEntry { fingerprint, at });
         self.counts.insert((entries.len(), owner));
@@ -210,15 +210,15 @@ impl IdempotencyCache {
     fn forget_oldest_of(&mut self, owner: u64) {
         let Some(entries) = self.owners.get_mut(&owner) else { return };
         self.counts.remove(&(entries.len(), owner));
-        let Some(Record { seq, .. }) =
+        let Some(Record { log_index, .. }) =
             entries.pop_front().and_then(|entry| self.records.remove(&entry.fingerprint))
         else {
             return;
         };
-        self.oldest.remove(&(seq, owner));
+        self.oldest.remove(&(log_index, owner));
         match entries.front().and_then(|next| self.records.get(&next.fingerprint)) {
             Some(next) => {
-                self.oldest.insert((next.seq, owner));
+                self.oldest.insert((next.log_index, owner));
                 self.counts.insert((entries.len(), owner));
             }
             None => {
@@ -232,10 +232,10 @@ impl IdempotencyCache {
         }
     }
 
-    /// Forgets the key if its message has an index of at most `seq`.
-    pub(super) fn forget_until(&mut self, key: IdempotencyKey<'_>, seq: u64) {
+    /// Forgets the key if its message has a log index of at most `log_index`.
+    pub(super) fn forget_until(&mut self, key: IdempotencyKey<'_>, log_index: u64) {
         let fingerprint = self.fingerprint(key);
-        if self.records.get(&fingerprint).is_none_or(|record| record.seq > seq) {
+        if self.records.get(&fingerprint).is_none_or(|record| record.log_index > log_index) {
             return;
         }
         let owner = self.owner_hash(key.owner);
@@ -257,25 +257,25 @@ impl IdempotencyCache {
     }
 
     /// Forgets the keys of messages after an index: the shared log has lost them.
-    pub(super) fn forget_after(&mut self, seq: u64) {
-        let lost = self.records.values().any(|record| record.seq > seq);
+    pub(super) fn forget_after(&mut self, log_index: u64) {
+        let lost = self.records.values().any(|record| record.log_index > log_index);
         if !lost {
             return;
         }
         let owners: Vec<u64> = self.owners.keys().copied().collect();
         for owner in owners {
-            self.forget_last_of(owner, seq);
+            self.forget_last_of(owner, log_index);
         }
     }
 
-    fn forget_last_of(&mut self, owner: u64, seq: u64) {
+    fn forget_last_of(&mut self, owner: u64, log_index: u64) {
         let Some(entries) = self.owners.get_mut(&owner) else { return };
         let records = &mut self.records;
         let (before, first) =
             (entries.len(), entries.front().and_then(|entry| records.get(&entry.fingerprint)));
-        let first = first.map(|record| record.seq);
+        let first = first.map(|record| record.log_index);
         while let Some(last) = entries.back()
-            && records.get(&last.fingerprint).is_some_and(|record| record.seq > seq)
+            && records.get(&last.fingerprint).is_some_and(|record| record.log_index > log_index)
         {
             records.remove(&last.fingerprint);
             entries.pop_back();
@@ -357,13 +357,13 @@ mod tests {
 
     fn find(idempotency: &mut IdempotencyCache, key: IdempotencyKey<'_>, now: LoopTime) -> Option<u64> {
         match idempotency.find(key, Kind::Text, b"x", now)? {
-            KeyUse::SamePayload(seq) => Some(seq),
+            KeyUse::SamePayload(log_index) => Some(log_index),
             KeyUse::OtherPayload => panic!("the payload is the same"),
         }
     }
 
-    fn record(idempotency: &mut IdempotencyCache, key: IdempotencyKey<'_>, seq: u64, now: LoopTime) {
-        idempotency.record(key, Kind::Text, b"x", seq, now);
+    fn record(idempotency: &mut IdempotencyCache, key: IdempotencyKey<'_>, log_index: u64, now: LoopTime) {
+        idempotency.record(key, Kind::Text, b"x", log_index, now);
     }
 
     #[test]
@@ -389,13 +389,16 @@ mod tests {
             ClientIdentity::Network(1),
             ClientIdentity::Network(2),
         ];
-        for (owner, seq) in owners.into_iter().zip(1..) {
+        for (owner, log_index) in owners.into_iter().zip(1..) {
             let key = IdempotencyKey { owner, ..of("a", "k") };
             assert_eq!(find(&mut idempotency, key, at(0)), None);
-            record(&mut idempotency, key, seq, at(0));
+            record(&mut idempotency, key, log_index, at(0));
         }
-        for (owner, seq) in owners.into_iter().zip(1..) {
-            assert_eq!(find(&mut idempotency, IdempotencyKey { owner, ..of("a", "k") }, at(0)), Some(seq));
+        for (owner, log_index) in owners.into_iter().zip(1..) {
+            assert_eq!(
+                find(&mut idempotency, IdempotencyKey { owner, ..of("a", "k") }, at(0)),
+                Some(log_index)
+            );
         }
     }
 
@@ -420,8 +423,8 @@ mod tests {
     #[test]
     fn key_is_forgotten_up_to_an_index_and_recorded_again() {
         let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 10, age_ms: 300 });
-        for (key, seq) in [("1", 1), ("2", 2), ("3", 3)] {
-            record(&mut idempotency, of("a", key), seq, at(0));
+        for (key, log_index) in [("1", 1), ("2", 2), ("3", 3)] {
+            record(&mut idempotency, of("a", key), log_index, at(0));
         }
         for key in ["2", "1"] {
             idempotency.forget_until(of("a", key), 0);
@@ -445,14 +448,14 @@ mod tests {
         }
         record(&mut idempotency, of_owner(1, "first"), 1, at(0));
         record(&mut idempotency, of_owner(2, "first"), 2, at(0));
-        for seq in 3..103 {
-            let key = seq.to_string();
-            record(&mut idempotency, of_owner(9, &key), seq, at(1));
+        for log_index in 3..103 {
+            let key = log_index.to_string();
+            record(&mut idempotency, of_owner(9, &key), log_index, at(1));
         }
         assert_eq!(find(&mut idempotency, of_owner(1, "first"), at(2)), Some(1));
         assert_eq!(find(&mut idempotency, of_owner(2, "first"), at(2)), Some(2));
-        let known =
-            (3..103).filter(|seq| find(&mut idempotency, of_owner(9, &seq.to_string()), at(2)).is_some());
+        let known = (3..103)
+            .filter(|log_index| find(&mut idempotency, of_owner(9, &log_index.to_string()), at(2)).is_some());
         assert_eq!(known.collect::<Vec<u64>>(), [99, 100, 101, 102], "its own newest");
         assert_eq!(find(&mut idempotency, of_owner(1, "first"), at(301)), None);
         assert!(idempotency.is_empty() && idempotency.owners.is_empty() && idempotency.counts.is_empty());
@@ -462,11 +465,12 @@ mod tests {
     #[test]
     fn full_cache_evicts_the_oldest_key() {
         let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 3, age_ms: 300 });
-        for seq in 0..5 {
-            record(&mut idempotency, of("a", &seq.to_string()), seq, at(0));
+        for log_index in 0..5 {
+            record(&mut idempotency, of("a", &log_index.to_string()), log_index, at(0));
         }
-        let known: Vec<u64> =
-            (0..5).filter_map(|seq| find(&mut idempotency, of("a", &seq.to_string()), at(1))).collect();
+        let known: Vec<u64> = (0..5)
+            .filter_map(|log_index| find(&mut idempotency, of("a", &log_index.to_string()), at(1)))
+            .collect();
         assert_eq!(known, [2, 3, 4]);
         let mut none = IdempotencyCache::new(IdempotencyLimits { keys_max: 0, age_ms: 300 });
         record(&mut none, of("a", "k"), 1, at(0));
@@ -479,20 +483,20 @@ mod tests {
         fn of_owner(number: u64, key: &str) -> IdempotencyKey<'_> {
             IdempotencyKey { owner: ClientIdentity::Network(number), ..of("a", key) }
         }
-        for (seq, owner) in [(1, 1), (2, 2), (3, 1), (4, 3), (5, 1)] {
-            record(&mut idempotency, of_owner(owner, &seq.to_string()), seq, at(0));
+        for (log_index, owner) in [(1, 1), (2, 2), (3, 1), (4, 3), (5, 1)] {
+            record(&mut idempotency, of_owner(owner, &log_index.to_string()), log_index, at(0));
         }
         idempotency.forget_after(2);
-        let known = |idempotency: &mut IdempotencyCache, seq: u64, owner| {
-            find(idempotency, of_owner(owner, &seq.to_string()), at(1)).is_some()
+        let known = |idempotency: &mut IdempotencyCache, log_index: u64, owner| {
+            find(idempotency, of_owner(owner, &log_index.to_string()), at(1)).is_some()
         };
-        let left =
-            [(1, 1), (2, 2), (3, 1), (4, 3), (5, 1)].map(|(seq, owner)| known(&mut idempotency, seq, owner));
+        let left = [(1, 1), (2, 2), (3, 1), (4, 3), (5, 1)]
+            .map(|(log_index, owner)| known(&mut idempotency, log_index, owner));
         assert_eq!(left, [true, true, false, false, false]);
         assert_eq!((idempotency.oldest.len(), idempotency.counts.len(), idempotency.owners.len()), (2, 2, 2));
         // The numbers of lost messages are those of other messages later.
-        for seq in 3..20 {
-            record(&mut idempotency, of_owner(1, &format!("again {seq}")), seq, at(1));
+        for log_index in 3..20 {
+            record(&mut idempotency, of_owner(1, &format!("again {log_index}")), log_index, at(1));
         }
         assert!(known(&mut idempotency, 2, 2));
         assert_eq!((idempotency.records.len(), idempotency.oldest.len()), (6, 2));
@@ -506,9 +510,9 @@ mod tests {
         let cache = |seed| {
             let mut cache = IdempotencyCache::new(IdempotencyLimits { keys_max: 20, age_ms: 300 });
             cache.seed(seed);
-            for (&owner, seq) in publishers.iter().zip(1..) {
+            for (&owner, log_index) in publishers.iter().zip(1..) {
                 let key = IdempotencyKey { owner: ClientIdentity::Network(owner), ..of("a", "k") };
-                record(&mut cache, key, seq, at(0));
+                record(&mut cache, key, log_index, at(0));
             }
             let left: Vec<u64> = publishers
                 .iter()
@@ -544,7 +548,7 @@ mod tests {
         record(&mut first, of("a", "1"), 1, at(0));
         record(&mut first, of("a", "2"), 2, at(100));
         let mut stored: Vec<StoredKey> = first.stored().collect();
-        stored.sort_unstable_by_key(|key| key.seq);
+        stored.sort_unstable_by_key(|key| key.log_index);
         let mut second = IdempotencyCache::new(limits);
         assert_ne!(second.run(), first.run());
         assert!(second.restore(first.hash_seed(), &stored));
@@ -579,7 +583,7 @@ mod tests {
             let mut cache = IdempotencyCache::new(IdempotencyLimits { keys_max, age_ms: AGE_MS });
             let mut list: Vec<(u64, u64, u64)> = Vec::new();
             let mut millis = 0;
-            for (seq, (owner, key, wait)) in (0u64..).zip(steps) {
+            for (log_index, (owner, key, wait)) in (0u64..).zip(steps) {
                 millis += wait * 40;
                 let now = at(millis);
                 let name = key.to_string();
@@ -598,7 +602,7 @@ mod tests {
                             .filter(|&owner| held(owner) == most)
                             .filter_map(|owner| list.iter().position(|one| one.0 == owner))
                             .collect();
-                        cache.record(of_owner, Kind::Text, b"x", seq, now);
+                        cache.record(of_owner, Kind::Text, b"x", log_index, now);
                         oldest.retain(|&index| {
                             let (owner, key, _) = list[index];
                             let name = key.to_string();
@@ -608,7 +612,7 @@ mod tests {
                         prop_assert_eq!(oldest.len(), 1, "one publisher with the most keys loses its oldest");
                         list.remove(oldest[0]);
                     } else {
-                        cache.record(of_owner, Kind::Text, b"x", seq, now);
+                        cache.record(of_owner, Kind::Text, b"x", log_index, now);
                     }
                     list.push((owner, u64::from(key), millis));
                 }

@@ -120,8 +120,7 @@ fn take_change(channel: &mut Channel, log_time: LogTime, bytes: usize) -> (Chang
         let at = log_time.millis.saturating_sub(u64::from(log_time.now.millis_since(message.at)));
         let StoredMessage { log_index, kind, ref sender, .. } = *message;
         let (client, user) = (sender.client, sender.user.as_ref().map(User::as_json));
-        let message =
-            change::ChangeMessage { seq: log_index, at, kind, client, user, payload: message.payload() };
+        let message = change::ChangeMessage { log_index, at, kind, client, user, payload: message.payload() };
         change::put_message(&mut messages, &message);
         end += 1;
     }

@@ -73,13 +73,13 @@ impl Snapshot {
         history.reserve(messages_max.min(limits.messages_max));
         for message in ChangeMessages(messages) {
             let message = message?;
-            if message.seq <= evicted_through {
+            if message.log_index <= evicted_through {
                 continue;
             }
-            if message.seq <= before || message.seq > last {
+            if message.log_index <= before || message.log_index > last {
                 return Err(InvalidChange);
             }
-            (count, before) = (count + 1, message.seq);
+            (count, before) = (count + 1, message.log_index);
             if !batch.accepts(&message) {
                 batch.flush(&mut history, limits);
             }
@@ -135,7 +135,7 @@ impl RestoreBatch {
     }
 
     fn push(&mut self, message: &ChangeMessage<'_>, user: Option<User>, time: LoopTime) {
-        let ChangeMessage { seq: log_index, at, kind, client, payload, .. } = *message;
+        let ChangeMessage { log_index, at, kind, client, payload, .. } = *message;
         wire::append_message(&mut self.frames, kind, payload);
         let sender = Sender { client, user };
         self.entries.push(BatchEntry { end: self.frames.len() as u32, log_index, kind, sender });

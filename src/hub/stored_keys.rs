@@ -30,10 +30,10 @@ impl Hub {
     /// Encodes the idempotency keys.
     pub fn stored_keys(&self, log_time: LogTime) -> StoredKeys {
         let mut keys = Vec::new();
-        for StoredKey { fingerprint, owner, payload, seq, at } in self.idempotency.stored() {
+        for StoredKey { fingerprint, owner, payload, log_index, at } in self.idempotency.stored() {
             let age_ms = u64::from(log_time.now.millis_since(at));
             let at = log_time.millis.saturating_sub(age_ms);
-            for number in [fingerprint[0], fingerprint[1], owner, payload, seq, at] {
+            for number in [fingerprint[0], fingerprint[1], owner, payload, log_index, at] {
                 keys.extend_from_slice(&number.to_le_bytes());
             }
         }
@@ -47,8 +47,8 @@ impl Hub {
     pub fn restore_keys(&mut self, stored: &StoredKeys, log_time: LogTime) -> Result<(), InvalidKeys> {
         let (rows, []) = stored.keys.as_chunks::<KEY_BYTES>() else { return Err(InvalidKeys) };
         let mut keys: Vec<StoredKey> = rows.iter().map(|row| decode(row, log_time)).collect();
-        keys.sort_unstable_by_key(|key| key.seq);
-        if keys.last().is_some_and(|last| last.seq > self.log_index) {
+        keys.sort_unstable_by_key(|key| key.log_index);
+        if keys.last().is_some_and(|last| last.log_index > self.log_index) {
             return Err(InvalidKeys);
         }
         self.idempotency.restore(stored.seed, &keys).then_some(()).ok_or(InvalidKeys)
@@ -60,10 +60,10 @@ fn decode(row: &[u8; KEY_BYTES], log_time: LogTime) -> StoredKey {
     for (number, bytes) in numbers.iter_mut().zip(row.as_chunks().0) {
         *number = u64::from_le_bytes(*bytes);
     }
-    let [first, second, owner, payload, seq, at] = numbers;
+    let [first, second, owner, payload, log_index, at] = numbers;
     // A key lives for at most a day, the maximum of its flag; a `LoopTime` spans only weeks.
     let age_ms = log_time.millis.saturating_sub(at).min(u64::from(u32::MAX / 4)) as u32;
-    StoredKey { fingerprint: [first, second], owner, payload, seq, at: log_time.now.before(age_ms) }
+    StoredKey { fingerprint: [first, second], owner, payload, log_index, at: log_time.now.before(age_ms) }
 }
 
 #[cfg(test)]

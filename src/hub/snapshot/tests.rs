@@ -330,7 +330,7 @@ fn list_of_changes_is_bounded_by_channels_and_remembered_names() {
 fn invalid_changes_are_rejected() {
     let mut good = Vec::new();
     let message = |log_index| ChangeMessage {
-        seq: log_index,
+        log_index,
         at: 0,
         kind: Kind::Text,
         client: None,

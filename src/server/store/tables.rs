@@ -142,8 +142,9 @@ impl Tables {
             table => table?,
         };
         let Some(row) = table.get(())? else { return Ok(None) };
-        let (epoch, seq, max_removed_seq, log_ms, unix_ms, boot_ms, boot, clients, is_clean) = row.value();
-        let head = LogHead { epoch, log_index: seq, max_removed_index: max_removed_seq };
+        let (epoch, log_index, max_removed_index, log_ms, unix_ms, boot_ms, boot, clients, is_clean) =
+            row.value();
+        let head = LogHead { epoch, log_index, max_removed_index };
         let state =
             LogState { head, log_ms, stamp: ClockSnapshot { unix_ms, boot_ms, boot }, clients, is_clean };
         let (channels, messages) = (transaction.open_table(CHANNELS)?, transaction.open_table(MESSAGES)?);
