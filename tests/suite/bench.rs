@@ -207,9 +207,10 @@ fn stalled_subscribers_are_reported_and_others_lose_nothing() {
         "--rate",
         "100",
         "--payload",
-        "4000",
+        "8000",
+        // After the first half, the stalled ones are sent 4.8 MB: more than the outbox and the largest send buffer hold.
         "--duration",
-        "8",
+        "12",
         "--warmup",
         "0.1",
         "--server-args",
