@@ -154,7 +154,7 @@ impl<P> LogReader<P> {
                 }
             }
             numbering => {
-                if let Numbering::Jump { first_missing, is_announced: false } = numbering
+                if let Numbering::Jump { first_missing } = numbering
                     && !is_trimmed
                 {
                     let missing = MissingEntries { run, first: first_missing, last: number - 1 };

@@ -86,8 +86,8 @@ struct RunState {
     /// Log time of that entry.
     seen_ms: u64,
     presence: Presence,
-    /// True if the run's next jump was already announced.
-    is_announced: bool,
+    /// The last number whose loss was announced before the run was read again; 0 if none was.
+    announced_through: u64,
     /// True if an entry that was sent once was applied since the start or the last trimmed range. Until then a copy may
     /// be the second one of an entry whose first copy was trimmed.
     is_aligned: bool,
@@ -96,6 +96,11 @@ struct RunState {
 impl RunState {
     fn is_live(&self) -> bool {
         self.presence == Presence::Live
+    }
+
+    /// The last number that was applied, or whose loss was announced.
+    fn known_through(&self) -> u64 {
+        self.last_number.max(self.announced_through)
     }
 }
 
@@ -134,7 +139,9 @@ pub(super) enum Numbering {
     /// The entry was applied before.
     Duplicate,
     /// Entries from this number on are missing.
-    Jump { first_missing: u64, is_announced: bool },
+    Jump { first_missing: u64 },
+    /// Entries are missing, and the loss of all of them was announced.
+    AnnouncedJump,
 }
 
 /// A loss that a report or the end of a roll call shows.
@@ -230,17 +237,19 @@ impl RollCall {
 
     /// Compares the number of an entry with the last one of its run.
     pub(super) fn compare(&self, run: RunId, number: u64) -> Numbering {
-        let (last, is_announced) = match self.runs.get(&run) {
-            Some(state) => (state.last_number, state.is_announced),
-            None if self.has_caught_up => (0, false),
+        let (last, announced) = match self.runs.get(&run) {
+            Some(state) => (state.last_number, state.announced_through),
+            None if self.has_caught_up => (0, 0),
             None => return Numbering::Next,
         };
         if number <= last {
             Numbering::Duplicate
         } else if number == last + 1 {
             Numbering::Next
+        } else if number - 1 <= announced {
+            Numbering::AnnouncedJump
         } else {
-            Numbering::Jump { first_missing: last + 1, is_announced }
+            Numbering::Jump { first_missing: last.max(announced) + 1 }
         }
     }
 
@@ -259,7 +268,7 @@ impl RollCall {
             last_id: id,
             seen_ms: 0,
             presence: Presence::TimedOut,
-            is_announced: false,
+            announced_through: 0,
             is_aligned: false,
         });
         if !state.is_live() {
@@ -267,7 +276,6 @@ impl RollCall {
             self.changes.push(Membership::Joined(run));
         }
         state.is_aligned |= !is_resent;
-        state.is_announced = false;
         (state.last_number, state.last_id) = (number, id);
         state.seen_ms = self.now_ms;
         !state.is_aligned
@@ -376,8 +384,8 @@ impl RollCall {
         }
         let deadline_ms = self.now_ms.saturating_add(REPORT_TIMEOUT_MS);
         for (other, number) in numbers {
-            let last = self.runs.get(&other).map_or(0, |state| state.last_number);
-            if last < number && self.missing.len() < RUNS_MAX {
+            let known = self.runs.get(&other).map_or(0, RunState::known_through);
+            if known < number && self.missing.len() < RUNS_MAX {
                 let missing = self.missing.entry(other).or_insert(Missing { epoch, number, deadline_ms });
                 missing.number = missing.number.max(number);
             }
@@ -403,8 +411,8 @@ impl RollCall {
     /// The next loss that is certain now.
     pub(super) fn next_loss(&mut self) -> Option<Loss> {
         let (runs, now) = (&self.runs, self.now_ms);
-        let last = |run: &RunId| runs.get(run).map_or(0, |state| state.last_number);
-        self.missing.retain(|run, missing| last(run) < missing.number);
+        let known = |run: &RunId| runs.get(run).map_or(0, RunState::known_through);
+        self.missing.retain(|run, missing| known(run) < missing.number);
         let certain = self.missing.iter().find(|(run, missing)| {
             let has_reported =
                 |(epoch, runs): &(u64, BTreeSet<RunId>)| *epoch == missing.epoch && runs.contains(run);
@@ -412,9 +420,9 @@ impl RollCall {
         });
         if let Some((&run, &Missing { number, .. })) = certain {
             self.missing.remove(&run);
-            let numbers = (last(&run) + 1, number);
+            let numbers = (known(&run) + 1, number);
             if let Some(state) = self.runs.get_mut(&run) {
-                state.is_announced = true;
+                state.announced_through = number;
             }
             return Some(Loss::Report { run, numbers });
         }
@@ -512,9 +520,9 @@ mod tests {
         let table = table(&[7]);
         assert_eq!(table.compare(RunId(7), 2), Numbering::Next);
         assert_eq!(table.compare(RunId(7), 1), Numbering::Duplicate);
-        assert_eq!(table.compare(RunId(7), 4), Numbering::Jump { first_missing: 2, is_announced: false });
+        assert_eq!(table.compare(RunId(7), 4), Numbering::Jump { first_missing: 2 });
         // An unknown run is new, and begins with 1, but not during the first catch-up.
-        assert_eq!(table.compare(RunId(8), 3), Numbering::Jump { first_missing: 1, is_announced: false });
+        assert_eq!(table.compare(RunId(8), 3), Numbering::Jump { first_missing: 1 });
         assert_eq!(RollCall::new(1).compare(RunId(8), 3), Numbering::Next);
     }
 
@@ -569,7 +577,23 @@ mod tests {
         table.report(RunId(2), false, 5, [].into_iter());
         assert_eq!(table.next_loss(), Some(Loss::Report { run: RunId(2), numbers: (2, 4) }));
         assert_eq!(table.next_loss(), None);
-        assert_eq!(table.compare(RunId(2), 5), Numbering::Jump { first_missing: 2, is_announced: true });
+        table.report(RunId(4), false, 5, [(RunId(2), 4)].into_iter());
+        assert_eq!(table.next_loss(), None);
+        assert_eq!(table.compare(RunId(2), 5), Numbering::AnnouncedJump);
+    }
+
+    /// A run that has published on an old primary meanwhile jumps over more than other nodes could report.
+    #[test]
+    fn jump_over_more_than_was_announced_is_a_loss_of_the_rest() {
+        let mut table = table(&[1, 2]);
+        table.begin_epoch(5, id(9), id(9), false);
+        table.report(RunId(3), false, 5, [(RunId(2), 4)].into_iter());
+        table.advance(1_010_001);
+        assert_eq!(table.next_loss(), Some(Loss::Report { run: RunId(2), numbers: (2, 4) }));
+        assert_eq!(table.compare(RunId(2), 7), Numbering::Jump { first_missing: 5 });
+        table.report(RunId(1), true, 5, [(RunId(2), 6)].into_iter());
+        table.report(RunId(2), false, 5, [].into_iter());
+        assert_eq!(table.next_loss(), Some(Loss::Report { run: RunId(2), numbers: (5, 6) }));
     }
 
     #[test]

@@ -13,8 +13,8 @@
 //!
 //! At the end every publish was answered, and every subscriber is attached.
 //!
-//! One loss is not announced, as the manual says: messages that a node publishes on an old primary after the other nodes
-//! have ended the roll call of the failover, if that node then crashes.
+//! One loss is not announced, as the manual says: messages that a node publishes on an old primary, if it crashes there,
+//! and the other nodes did not await its report or have ended the roll call of the failover.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -181,6 +181,22 @@ struct Connection {
     pipes: [Pipe; 2],
 }
 
+/// A message that was acknowledged on an old primary, and when.
+struct OnOldPrimary {
+    number: u64,
+    server: usize,
+    ms: u64,
+}
+
+/// An old primary that lives on.
+struct SplitServer {
+    server: usize,
+    /// When it was replaced.
+    ms: u64,
+    /// The log of the new primary no longer shows which nodes are alive: entries are kept for less than a minute here.
+    is_trimmed: bool,
+}
+
 #[derive(Default)]
 struct Subscriber {
     cursor: Option<Id>,
@@ -210,8 +226,8 @@ struct Node {
     ended: BTreeMap<u64, u64>,
     /// The id before the first entry that was read.
     base: Option<Id>,
-    /// Messages that were acknowledged on an old primary after the roll call of its failover.
-    unannounced: Vec<u64>,
+    /// Messages that were acknowledged on an old primary.
+    on_old_primary: Vec<OnOldPrimary>,
 }
 
 impl Node {
@@ -227,7 +243,7 @@ impl Node {
             lost_through: (0, 0),
             ended: BTreeMap::new(),
             base: None,
-            unannounced: Vec::new(),
+            on_old_primary: Vec::new(),
         }
     }
 }
@@ -274,8 +290,9 @@ struct World {
     redis_ms: u64,
     servers: Vec<LogServer>,
     primary: usize,
-    /// With the time of each failover.
-    old_primaries: Vec<(usize, u64)>,
+    old_primaries: Vec<usize>,
+    /// Servers that another one has replaced while they lived on.
+    splits: Vec<SplitServer>,
     /// Bytes of dead connections that may be executed later.
     late: Vec<(usize, Vec<u8>)>,
     nodes: Vec<Node>,
@@ -298,6 +315,7 @@ impl World {
             servers: vec![LogServer::new(LogData::default(), 1)],
             primary: 0,
             old_primaries: Vec::new(),
+            splits: Vec::new(),
             late: Vec::new(),
             nodes: Vec::new(),
             runs: 0,
@@ -447,9 +465,9 @@ impl World {
     // The server.
 
     fn take_events(&mut self, at: usize) {
-        let (now, is_unannounced) = (self.now(), self.is_after_roll_call(at));
+        let (now, old_primary) = (self.now(), self.old_primary(at));
         while let Some(event) = self.nodes[at].link.next(now) {
-            let (mut messages, mut unannounced) = (Vec::new(), Vec::new());
+            let (mut messages, mut acknowledged) = (Vec::new(), Vec::new());
             match event {
                 LinkEvent::Entry(mut entry) => {
                     let base = entry.is_first.then_some((entry.last.epoch, entry.first_seq - 1));
@@ -460,16 +478,18 @@ impl World {
                                 assert_eq!(pending, number, "the acknowledgement of another item");
                                 self.acknowledged.insert(number);
                                 self.waiting.remove(&number);
-                                if is_unannounced {
-                                    unannounced.push(number);
-                                }
+                                acknowledged.push(number);
                             }
                             messages.push((order(item.id), number));
                         }
                     }
                     let node = &mut self.nodes[at];
                     node.base = base.or(node.base);
-                    node.unannounced.append(&mut unannounced);
+                    if let Some(server) = old_primary {
+                        let ms = self.now_ms;
+                        let noted = |number| OnOldPrimary { number, server, ms };
+                        node.on_old_primary.extend(acknowledged.drain(..).map(noted));
+                    }
                 }
                 LinkEvent::Marker(marker) => self.begin_epoch(at, &marker),
                 LinkEvent::Discontinuity(loss) => {
@@ -509,11 +529,16 @@ impl World {
         }
     }
 
-    /// Returns true if the node is connected to an old primary, and others may have ended the roll call of its failover.
-    fn is_after_roll_call(&self, at: usize) -> bool {
-        let Some(Connection { server, .. }) = self.nodes[at].connection else { return false };
-        let is_over = |(old, ms): &(usize, u64)| *old == server && self.now_ms - ms > ROLL_CALL_MS;
-        self.old_primaries.iter().any(is_over)
+    /// The server of the node's connection, if another one has replaced it.
+    fn old_primary(&self, at: usize) -> Option<usize> {
+        let server = self.nodes[at].connection.as_ref()?.server;
+        self.old_primaries.contains(&server).then_some(server)
+    }
+
+    /// Returns true if no other node may have awaited a report that would show the loss of this message.
+    fn is_unannounced(&self, message: &OnOldPrimary) -> bool {
+        let mut splits = self.splits.iter().filter(|split| split.server == message.server);
+        splits.any(|split| split.is_trimmed || message.ms - split.ms > ROLL_CALL_MS)
     }
 
     fn publish(&mut self, at: usize, id: Id, number: u64) {
@@ -661,7 +686,7 @@ impl World {
                 sides(side).iter().for_each(|side| self.receive(node, *side, bytes));
             }
             Step::Connect { node, is_old, is_complete } => {
-                let old = self.old_primaries.last().filter(|_| is_old).map(|(old, _)| *old);
+                let old = self.old_primaries.last().copied().filter(|_| is_old);
                 self.connect(node, old.unwrap_or(self.primary));
                 if is_complete {
                     self.exchange(node, 3);
@@ -739,13 +764,14 @@ impl World {
                 self.servers.push(LogServer::new(data, replid));
                 self.primary = self.servers.len() - 1;
                 if matches!(fault, Fault::Split { .. }) {
-                    self.old_primaries.push((primary, self.now_ms));
+                    self.old_primaries.push(primary);
+                    self.splits.push(SplitServer { server: primary, ms: self.now_ms, is_trimmed: false });
                 } else {
                     self.servers[primary].is_alive = false;
                 }
             }
             Fault::Demote => {
-                if let Some((old, _)) = self.old_primaries.pop() {
+                if let Some(old) = self.old_primaries.pop() {
                     (self.servers[old].is_alive, self.servers[old].is_primary) = (false, false);
                 }
             }
@@ -765,6 +791,7 @@ impl World {
             Fault::Trim => {
                 // A command that is older than the log's oldest entry is not executed: TCP has given up before.
                 self.late.clear();
+                self.splits.iter_mut().for_each(|split| split.is_trimmed = true);
                 let (server, before) =
                     (&mut self.servers[primary], self.redis_ms.saturating_sub(TRIM_AGE_MS));
                 let log = &mut server.data.log;
@@ -778,10 +805,12 @@ impl World {
     fn crash(&mut self, at: usize) {
         self.close(at, true);
         let node = self.start_node();
-        let Node { run, unannounced, .. } = std::mem::replace(&mut self.nodes[at], node);
-        unannounced.iter().for_each(|number| {
-            self.acknowledged.remove(number);
-        });
+        let Node { run, on_old_primary, .. } = std::mem::replace(&mut self.nodes[at], node);
+        for message in on_old_primary {
+            if self.is_unannounced(&message) {
+                self.acknowledged.remove(&message.number);
+            }
+        }
         // Its publishers have no answer, and do not wait for one.
         self.waiting.retain(|_, of| *of != run);
         for subscriber in 0..=NODES {
@@ -803,7 +832,7 @@ impl World {
         for (server, bytes) in std::mem::take(&mut self.late) {
             self.execute_late(server, bytes);
         }
-        for (old, _) in std::mem::take(&mut self.old_primaries) {
+        for old in std::mem::take(&mut self.old_primaries) {
             (self.servers[old].is_alive, self.servers[old].is_primary) = (false, false);
         }
         for turn in 0..30 {
