@@ -154,7 +154,6 @@ pub(super) fn bits(big_endian: &[u8]) -> usize {
 }
 
 pub(super) const INTEGER: u8 = 0x02;
-pub(super) const BIT_STRING: u8 = 0x03;
 const OCTET_STRING: u8 = 0x04;
 const OID: u8 = 0x06;
 pub(super) const SEQUENCE: u8 = 0x30;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::crypto;
-use super::file_format::{BIT_STRING, INTEGER, SEQUENCE, UnsupportedFormat, bits, element};
+use super::file_format::{INTEGER, SEQUENCE, UnsupportedFormat, bits, element};
 
 use crate::plural::plural;
 
@@ -28,6 +28,9 @@ const KEYS_MAX: usize = 16;
 
 /// The smallest RSA key, in bits, and the largest, which costs the most time (RFC 7518 3.3; ring).
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2_048..=8_192;
+
+/// The tag of a bit string in DER (X.690 8.6).
+const BIT_STRING: u8 = 0x03;
 
 /// The keys that verify tokens.
 #[derive(Clone)]
@@ -351,10 +354,10 @@ pub enum SkipReason {
     Malformed,
 }
 
-impl SkipReason {
+impl SkippedKey {
     /// Returns true if the operator should look at the key: it may have been meant for this server.
     pub fn is_notable(&self) -> bool {
-        *self != SkipReason::OtherPurpose
+        self.why != SkipReason::OtherPurpose
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ring::digest::{SHA256, digest};
+use sha2::{Digest, Sha256};
 
 /// Minimum length of the token, in bytes: 22 letters of base64 have 128 bits, and some generators write 16 bytes in hex.
 pub const METRICS_TOKEN_BYTES_MIN: usize = 16;
@@ -24,9 +24,7 @@ impl MetricsToken {
     }
 
     fn hash(token: &[u8]) -> MetricsToken {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, token).as_ref());
-        MetricsToken(hash)
+        MetricsToken(Sha256::digest(token).into())
     }
 }
 

@@ -6,15 +6,19 @@
 pub mod address;
 pub mod authenticator;
 pub mod connection_limiter;
+#[cfg(feature = "jwt")]
 mod crypto;
+#[cfg(any(feature = "jwt", feature = "tls"))]
 pub mod file_format;
 pub mod grant;
 pub mod identity;
+#[cfg_attr(not(feature = "jwt"), path = "keys_missing.rs")]
 pub mod keys;
 pub mod limit;
 pub mod metrics_token;
 pub mod origin;
 mod parsed_origin;
+pub mod printable;
 pub mod proxy;
 pub mod quota;
 pub mod rate;
@@ -22,4 +26,5 @@ pub mod rate_limiter;
 pub mod rejection_log;
 pub mod stored_grant;
 pub mod ticket;
+#[cfg_attr(not(feature = "jwt"), path = "token_missing.rs")]
 pub mod token;

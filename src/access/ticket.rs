@@ -18,6 +18,8 @@ use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use sha2::{Digest, Sha256};
+
 use super::grant::Grant;
 use super::identity::ClientIdentity;
 use super::quota::{QuotaKey, Quotas};
@@ -47,9 +49,7 @@ pub fn hash_of(ticket: &[u8]) -> Option<TicketHash> {
 
 /// Returns the hash of a ticket.
 pub fn hash(secret: [u8; TICKET_BYTES]) -> TicketHash {
-    let mut hash = TicketHash::default();
-    hash.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, &secret).as_ref());
-    hash
+    Sha256::digest(secret).into()
 }
 
 /// Returns the ticket in its written form.

@@ -30,6 +30,7 @@ use serde_json::value::RawValue;
 
 use super::grant::{Grant, Patterns};
 use super::keys::{Key, Keys};
+use super::printable::{is_name, is_trick};
 use crate::close::{ClaimName, TokenFault};
 use crate::ids::User;
 
@@ -38,9 +39,6 @@ pub const TOKEN_BYTES_MAX: usize = 8 << 10;
 
 /// Maximum difference between the clocks of the issuer and the server, in seconds.
 pub const LEEWAY_SECONDS: u64 = 30;
-
-/// Maximum length of the claim `sub`, in bytes.
-pub const SUB_BYTES_MAX: usize = 255;
 
 /// Maximum length of the claim `info`, in bytes of JSON: it is sent with each message of its bearer.
 pub const INFO_BYTES_MAX: usize = 1024;
@@ -58,6 +56,16 @@ pub struct Verifier {
 }
 
 impl Verifier {
+    /// A verifier with these keys, audiences and issuers.
+    pub fn new(keys: Keys, audiences: Vec<String>, issuers: Vec<String>) -> Verifier {
+        Verifier { keys, audiences, issuers }
+    }
+
+    /// The keys, for the log.
+    pub fn describe_keys(&self) -> String {
+        self.keys.describe()
+    }
+
     /// Verifies a token at `now`, in seconds since 1970.
     ///
     /// # Errors
@@ -151,19 +159,6 @@ fn user(sub: Option<&str>, claims: &[u8]) -> Result<Option<User>, TokenFault> {
         return Err(TokenFault::Claim(ClaimName::Info));
     }
     Ok(sub.map(|sub| User::new(sub, info)))
-}
-
-/// Returns true if the text may be a `sub`, which appears in logs and in messages. Letters of any script are allowed;
-/// characters that move the cursor, end the line or change the direction of the text are not.
-pub fn is_name(sub: &str) -> bool {
-    (1..=SUB_BYTES_MAX).contains(&sub.len()) && !sub.contains(is_trick)
-}
-
-/// Returns true if the character moves the cursor, ends the line or changes the direction of the text.
-pub fn is_trick(letter: char) -> bool {
-    letter.is_control()
-        || matches!(letter, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
-        || matches!(letter, '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// The unverified claims of a token, for display in a terminal: JSON in lines, with control characters escaped. `None`

@@ -63,6 +63,13 @@ pub(super) struct AuthFlags {
     pub(super) tickets_per_client_max: usize,
 }
 
+/// How to protect a server by tokens, in a build that has them.
+const KEY_ADVICE: &str = if cfg!(feature = "jwt") {
+    "a key that verifies tokens (`oyez token secret FILE`, then --jwt-secret-file FILE), or "
+} else {
+    ""
+};
+
 fn rules(text: &str) -> Result<Grant, String> {
     Grant::anonymous(text).map_err(|why| why.to_string())
 }
@@ -78,7 +85,7 @@ impl AuthFlags {
                     .to_owned(),
             ));
         }
-        Ok(keys.map(|keys| Verifier { keys, audiences: audiences.clone(), issuers: issuers.clone() }))
+        Ok(keys.map(|keys| Verifier::new(keys, audiences.clone(), issuers.clone())))
     }
 
     /// Makes the authenticator of a server that listens on these addresses, and a description for the log. Without a
@@ -88,7 +95,7 @@ impl AuthFlags {
         let public = listen.iter().find(|address| !address.is_local());
         let mut facts = Vec::new();
         if let Some(verifier) = &verifier {
-            facts.push(format!("tokens are verified by {}", verifier.keys.describe()));
+            facts.push(format!("tokens are verified by {}", verifier.describe_keys()));
         }
         let anonymous = match (&verifier, &self.anonymous, public) {
             (_, Some(rules), _) => {
@@ -107,7 +114,7 @@ impl AuthFlags {
             }
             (None, None, Some(public)) => {
                 return Err(Failure::Usage(format!(
-                    "{public} is reachable from other machines without access control: configure a key that verifies tokens (`oyez token secret FILE`, then --jwt-secret-file FILE), or the rights of anonymous clients (--anonymous 'subscribe=* publish=*' is everything)"
+                    "{public} is reachable from other machines without access control: configure {KEY_ADVICE}the rights of anonymous clients (--anonymous 'subscribe=* publish=*' is everything)"
                 )));
             }
         };

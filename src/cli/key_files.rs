@@ -9,7 +9,7 @@ use clap::Args;
 use log::warn;
 
 use super::failure::Failure;
-use crate::access::keys::{BadKey, Keys, SigningKey};
+use crate::access::keys::{BadKey, Keys};
 use crate::access::metrics_token::{METRICS_TOKEN_BYTES_MIN, MetricsToken};
 use crate::byte_size::ByteSize;
 
@@ -56,7 +56,7 @@ impl KeyFiles {
         for path in &self.jwks_file {
             let (keys, skipped) = Keys::from_jwks(&read("--jwks-file", path)?)
                 .map_err(|why| bad_key("--jwks-file", path, why))?;
-            for key in skipped.iter().filter(|key| key.why.is_notable()) {
+            for key in skipped.iter().filter(|key| key.is_notable()) {
                 warn!("--jwks-file {}: key skipped: {key}", path.display());
             }
             add("--jwks-file", path, Ok(keys))?;
@@ -65,40 +65,9 @@ impl KeyFiles {
     }
 }
 
-const SECRET_FLAG: &str = "--jwt-secret-file";
-const PRIVATE_FLAG: &str = "--jwt-private-key";
+pub(super) const SECRET_FLAG: &str = "--jwt-secret-file";
 
-/// Flags for the key that signs a token.
-#[derive(Clone, Debug, Args)]
-pub(super) struct SigningKeyFile {
-    /// File with the secret that the server uses too (HS256). `oyez token secret` creates one.
-    #[arg(long, env = "OYEZ_JWT_SECRET_FILE", value_name = "FILE")]
-    jwt_secret_file: Option<PathBuf>,
-
-    /// PEM file with a private key, instead of a secret: Ed25519, P-256 or RSA.
-    #[arg(long, value_name = "FILE")]
-    jwt_private_key: Option<PathBuf>,
-}
-
-impl SigningKeyFile {
-    pub(super) fn load(&self) -> Result<SigningKey, Failure> {
-        let (flag, path, key) = match (&self.jwt_private_key, &self.jwt_secret_file) {
-            (Some(path), _) => (PRIVATE_FLAG, path, SigningKey::from_pem(&read_secret(PRIVATE_FLAG, path)?)),
-            (None, Some(path)) => {
-                (SECRET_FLAG, path, SigningKey::from_secret(&read_secret(SECRET_FLAG, path)?))
-            }
-            (None, None) => {
-                return Err(Failure::Usage(
-                    "no key is given: --jwt-secret-file FILE (create one with `oyez token secret FILE`), or --jwt-private-key FILE"
-                        .to_owned(),
-                ));
-            }
-        };
-        key.map_err(|why| bad_key(flag, path, why))
-    }
-}
-
-fn bad_key(flag: &str, path: &Path, why: BadKey) -> Failure {
+pub(super) fn bad_key(flag: &str, path: &Path, why: BadKey) -> Failure {
     Failure::Usage(format!("{flag} {}: {why}", path.display()))
 }
 
@@ -128,7 +97,7 @@ impl TokenFile {
 }
 
 /// Reads a file that only its owner should be able to read.
-fn read_secret(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+pub(super) fn read_secret(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let others = std::fs::metadata(path).is_ok_and(|of| of.is_file() && of.permissions().mode() & 0o007 != 0);
     if others {
         warn!("{flag} {}: every user of this machine can read it: chmod o= {0}", path.display());

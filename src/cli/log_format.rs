@@ -11,7 +11,7 @@ use env_logger::fmt::Formatter;
 use log::kv::{Error, Key, Value, VisitSource, VisitValue};
 use log::{LevelFilter, Record};
 
-use crate::access::token;
+use crate::access::printable::is_trick;
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -90,7 +90,7 @@ impl Line {
     fn string(&mut self, name: &str, value: &str) {
         self.name(name);
         let is_bare = |letter: char| {
-            !letter.is_whitespace() && !matches!(letter, '"' | '=' | '\\') && !token::is_trick(letter)
+            !letter.is_whitespace() && !matches!(letter, '"' | '=' | '\\') && !is_trick(letter)
         };
         if self.format != LogFormat::Json && !value.is_empty() && value.chars().all(is_bare) {
             self.text.push_str(value);
@@ -115,7 +115,7 @@ impl Line {
 /// Appends a text with these letters, and those that could end or change the line, escaped as in JSON.
 fn append_escaped(out: &mut String, text: &str, escaped: &str) {
     for letter in text.chars() {
-        if token::is_trick(letter) {
+        if is_trick(letter) {
             let _ = write!(out, "\\u{:04x}", u32::from(letter));
         } else {
             if escaped.contains(letter) {
@@ -214,7 +214,7 @@ mod tests {
             "x\n[2026-01-01T00:00:00Z INFO  oyez] close\r\u{1b}[2K\u{2028}\u{202e}\0\u{85}\" reason=ok \\";
         for (message, value) in [(forged, "x"), ("close", forged)] {
             for line in lines(message, &[("agent", Value::from(value))]) {
-                assert!(!line.chars().any(token::is_trick), "{line:?}");
+                assert!(!line.chars().any(is_trick), "{line:?}");
             }
             let [_, json, _] = lines(message, &[("agent", Value::from(value))]);
             let object: serde_json::Value = serde_json::from_str(&json).unwrap();

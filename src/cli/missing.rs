@@ -21,7 +21,7 @@ struct OptionalPart {
     clients: &'static [&'static str],
 }
 
-const PARTS: [OptionalPart; 5] = [
+const PARTS: [OptionalPart; 6] = [
     OptionalPart {
         feature: "backplane",
         name: "backplane",
@@ -69,6 +69,22 @@ const PARTS: [OptionalPart; 5] = [
         name: "history file",
         is_built: cfg!(feature = "history-file"),
         serve: &["history-file", "history-sync-ms"],
+        clients: &[],
+    },
+    OptionalPart {
+        feature: "jwt",
+        name: "tokens",
+        is_built: cfg!(feature = "jwt"),
+        serve: &[
+            "jwt-secret-file",
+            "jwt-public-key",
+            "jwks-file",
+            "jwt-audience",
+            "jwt-issuer",
+            "allow-query-token",
+            "auth-timeout-ms",
+            "token-grace-ms",
+        ],
         clients: &[],
     },
     OptionalPart {
@@ -138,6 +154,7 @@ mod tests {
             ("deflate", "deflate"),
             ("history-file", "history-file"),
             ("history-sync", "history-file"),
+            ("jwt-", "jwt"),
             ("tls-", "tls"),
         ] {
             let part = PARTS.iter().find(|part| part.feature == feature).unwrap();

@@ -19,8 +19,11 @@ mod listen_flag;
 mod log_format;
 mod memory;
 mod missing;
+#[cfg(not(all(feature = "bench", feature = "jwt", feature = "print")))]
+mod missing_command;
 mod output;
 mod parent;
+#[cfg_attr(not(feature = "print"), path = "print_missing.rs")]
 mod print;
 #[cfg(feature = "bench")]
 mod progress_display;
@@ -28,7 +31,10 @@ mod publish;
 mod serve;
 mod serve_flags;
 mod service_manager;
+#[cfg(feature = "jwt")]
+mod signing_key_file;
 mod subscribe;
+#[cfg_attr(not(feature = "jwt"), path = "token_missing.rs")]
 mod token;
 mod trust;
 mod upgrade;
@@ -70,10 +76,15 @@ enum Command {
     #[cfg(not(feature = "bench"))]
     Bench(bench_missing::BenchCommand),
     /// Create tokens for clients, inspect them, and create signing secrets.
+    #[cfg_attr(not(feature = "jwt"), command(about = "Not in this build: create tokens for clients"))]
     Token(token::TokenCommand),
     /// Check that a server runs, for the health checks of containers and scripts.
     Health(health::HealthCommand),
     /// Print a manual page, completions, a systemd unit, a dashboard and the like.
+    #[cfg_attr(
+        not(feature = "print"),
+        command(about = "Not in this build: print a manual page and the like")
+    )]
     Print(print::PrintCommand),
 }
 

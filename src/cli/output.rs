@@ -17,7 +17,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use super::failure::Failure;
-use crate::access::token;
+use crate::access::printable::is_trick;
 
 /// Prints a complete result.
 pub(super) fn print(text: impl Display) -> Result<(), Failure> {
@@ -74,7 +74,7 @@ impl AsRawFd for Stdout {
 /// Escapes bytes for a terminal. Characters that would move the cursor, change colours or change the direction of the
 /// text are escaped as in JSON, so that JSON stays JSON; so are bytes that are not UTF-8. Line feeds and tabs stay.
 pub(super) fn visible(bytes: &[u8]) -> Cow<'_, str> {
-    let is_plain = |letter: char| matches!(letter, '\n' | '\t') || !token::is_trick(letter);
+    let is_plain = |letter: char| matches!(letter, '\n' | '\t') || !is_trick(letter);
     if let Ok(text) = str::from_utf8(bytes)
         && text.chars().all(is_plain)
     {

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use ring::rand::{SecureRandom, SystemRandom};
 
 use super::failure::Failure;
-use super::key_files::{KeyFiles, SigningKeyFile};
+use super::key_files::KeyFiles;
 use super::output;
+use super::signing_key_file::SigningKeyFile;
 use crate::access::grant::Patterns;
 use crate::access::keys::SECRET_BYTES_MIN;
+use crate::access::printable::is_name;
 use crate::access::token::{self, NewClaims, OyezClaim, TOKEN_BYTES_MAX, Verifier};
 
 /// The flags of `oyez token`.
@@ -194,7 +195,7 @@ impl Check {
             ));
         };
         let token = read_token()?;
-        let verifier = Verifier { keys, audiences: self.aud, issuers: self.iss };
+        let verifier = Verifier::new(keys, self.aud, self.iss);
         let now = now();
         if let Some(claims) = token::show_claims(&token) {
             print_line(&claims)?;
@@ -216,8 +217,7 @@ impl Secret {
     fn run(self) -> Result<(), Failure> {
         let path = self.file.display();
         let mut secret = [0; SECRET_BYTES_MIN];
-        SystemRandom::new()
-            .fill(&mut secret)
+        getrandom::fill(&mut secret)
             .map_err(|_| Failure::Failed("the system returns no random bytes".to_owned()))?;
         let mut text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         text.push('\n');
@@ -274,7 +274,7 @@ fn pattern(text: &str) -> Result<String, String> {
 
 fn name(text: &str) -> Result<String, String> {
     let why = "a name has 1 to 255 bytes, without control and direction characters";
-    if token::is_name(text) { Ok(text.to_owned()) } else { Err(why.to_owned()) }
+    if is_name(text) { Ok(text.to_owned()) } else { Err(why.to_owned()) }
 }
 
 /// The longest lifetime: ten years.

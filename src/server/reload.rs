@@ -50,7 +50,7 @@ impl<E: Acceptor> Server<E> {
         match verifier {
             Ok(verifier) => {
                 if let Some(verifier) = &verifier {
-                    info!("reloaded: tokens are verified by {}", verifier.keys.describe());
+                    info!("reloaded: tokens are verified by {}", verifier.describe_keys());
                 }
                 self.engine.shared.authenticator.verifier = verifier;
             }

@@ -10,8 +10,6 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 
-use ring::rand::{SecureRandom, SystemRandom};
-
 use super::engine::Engine;
 use super::shared_log::applied_entry::AppliedEntry;
 use super::shared_log::log_notice::LogNotice;
@@ -49,7 +47,7 @@ impl<T: Transport> Engine<T> {
         }
         let address = client.or_else(|| self.slots.get(id).map(|slot| slot.peer.ip())).unwrap_or(UNKNOWN);
         let mut secret = [0; TICKET_BYTES];
-        if SystemRandom::new().fill(&mut secret).is_err() {
+        if getrandom::fill(&mut secret).is_err() {
             let error = HttpError::new(500, "internal", "the system returned no random bytes");
             self.respond_with_error(id, options, &error, now);
         } else if self.shared_log.is_some() {

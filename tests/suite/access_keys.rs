@@ -36,7 +36,7 @@ fn new_key_added_at_sighup_replaces_the_old_one() {
     let key = SigningKey::from_secret(SECRET.as_bytes()).unwrap();
     let token = key.sign(&claims("alice", &["a"], &["a"], unix_now()), None).unwrap();
     let mut subscriber = Client::new(server.connect());
-    subscriber.send(crate::support::auth_server::upgrade_with("/ws/a", &bearer(&token)).as_bytes());
+    subscriber.send(crate::support::frames::upgrade_with("/ws/a", &bearer(&token)).as_bytes());
     subscriber.head();
     assert_eq!((status(&server, SECRET), status(&server, OTHER_SECRET)), (200, 401));
     folder.file("two", OTHER_SECRET);

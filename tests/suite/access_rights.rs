@@ -3,9 +3,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::auth_server::{AuthServer, admin, bearer, claims, sign, token, unix_now, upgrade_with};
+use crate::support::auth_server::{AuthServer, admin, bearer, claims, sign, token, unix_now};
 use crate::support::client::Client;
-use crate::support::frames;
+use crate::support::frames::{self, upgrade_with};
 use crate::support::http::{Response, get, post, request};
 use crate::support::process::Server;
 

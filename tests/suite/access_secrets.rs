@@ -3,8 +3,9 @@
 
 use serde_json::json;
 
-use crate::support::auth_server::{AuthServer, bearer, claims, sign, token, unix_now, upgrade_with};
+use crate::support::auth_server::{AuthServer, bearer, claims, sign, token, unix_now};
 use crate::support::client::Client;
+use crate::support::frames::upgrade_with;
 use crate::support::http::{get, post, request};
 use crate::support::process::oyez;
 

@@ -11,8 +11,8 @@ use oyez::config::Limits;
 use oyez::ids::SlotId;
 use serde_json::json;
 
-use crate::support::auth_server::{AuthServer, bearer, claims, sign, unix_now, upgrade_with, verifier};
-use crate::support::frames;
+use crate::support::auth_server::{AuthServer, bearer, claims, sign, unix_now, verifier};
+use crate::support::frames::{self, upgrade_with};
 use crate::support::http::request;
 use crate::support::rig::{Behavior, Rig};
 

@@ -4,9 +4,10 @@
 use serde_json::{Value, json};
 
 use crate::support::auth_server::{
-    AuthServer, OTHER_SECRET, SECRET, admin, bearer, claims, sign, token, unix_now, upgrade_with,
+    AuthServer, OTHER_SECRET, SECRET, admin, bearer, claims, sign, token, unix_now,
 };
 use crate::support::client::Client;
+use crate::support::frames::upgrade_with;
 use crate::support::http::{get, post, request};
 use crate::support::key_files;
 use crate::support::process::{Server, oyez, wait_until};

@@ -55,7 +55,7 @@ fn clients_beyond_256_descriptors_are_served_rejected_or_wait() {
     let line = format!("ulimit -n 256; exec {program} serve --listen 127.0.0.1:0 --close-timeout-ms 100");
     command
         .args(["-c", &line])
-        .envs(DEADLINES)
+        .envs(DEADLINES.iter().copied())
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped());
     let server = Server::start_command(command);
@@ -85,6 +85,8 @@ fn clients_beyond_256_descriptors_are_served_rejected_or_wait() {
 fn accept_is_paused_when_descriptors_run_out_and_resumes() {
     let server = Server::start(&[]);
     let mut subscribers: Vec<Client> = (0..50).map(|_| server.join("/ws")).collect();
+    // The connection by which the test knows that the server has started is closed.
+    server.sleeps();
     // Fewer than are open, as if other code in the process had used them.
     let in_use = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count() as u64;
     set_descriptor_limit(&server, in_use - 1);

@@ -98,7 +98,9 @@ fn short_help_shows_the_ten_most_used_flags() {
         // Flags of a missing part are not shown; --help and --version are.
         let missing = match arguments[0] {
             "serve" => {
-                usize::from(cfg!(not(feature = "history-file"))) + 2 * usize::from(cfg!(not(feature = "tls")))
+                usize::from(cfg!(not(feature = "history-file")))
+                    + usize::from(cfg!(not(feature = "jwt")))
+                    + 2 * usize::from(cfg!(not(feature = "tls")))
             }
             _ => 0,
         };
@@ -173,7 +175,7 @@ fn invalid_value_error_names_its_variable() {
     };
     check("OYEZ_DRAIN_SECONDS", "x", "--drain-seconds");
     check("OYEZ_MESSAGE_BYTES_MAX", "4MiB", "--message-bytes-max");
-    check("OYEZ_JWT_SECRET_FILE", "/nonexistent", "--jwt-secret-file");
+    check("OYEZ_METRICS_TOKEN_FILE", "/nonexistent", "--metrics-token-file");
     check("OYEZ_TLS_CERT", "/nonexistent", "--tls-cert");
     check("OYEZ_ON_SLOW", "wait", "--on-slow");
     // The flag wins, and then the variable has nothing to do with it.

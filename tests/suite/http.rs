@@ -3,9 +3,8 @@
 use oyez::config::Limits;
 use serde_json::json;
 
-use crate::support::auth_server::upgrade_with;
 use crate::support::client::Client;
-use crate::support::frames;
+use crate::support::frames::{self, upgrade_with};
 use crate::support::http::{Response, get, post, publish, request, without_date};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Behavior, Rig, transcript_of_any_split};

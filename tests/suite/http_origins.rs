@@ -1,8 +1,8 @@
 //! Origins: which web pages may read and publish. Only the server's own by default, others with `--origin`. Real
 //! servers; preflights, CORS headers and rejections of each kind of page are compared.
 
-use crate::support::auth_server::upgrade_with;
 use crate::support::client::Client;
+use crate::support::frames::upgrade_with;
 use crate::support::http::{Response, post, request};
 use crate::support::process::{Server, counter};
 

@@ -8,6 +8,7 @@ use oyez::access::grant::Grant;
 use oyez::config::Limits;
 use oyez::ids::SlotId;
 
+#[cfg(feature = "jwt")]
 use crate::support::auth_server::{claims, sign, verifier};
 use crate::support::frames::{self, CLOSE};
 use crate::support::http::{get, post};
@@ -47,6 +48,7 @@ fn ask(rig: &mut Rig, request: &str) -> u16 {
     status
 }
 
+#[cfg(feature = "jwt")]
 #[test]
 fn ticket_is_expired_after_weeks_without_requests() {
     for days in DAYS {

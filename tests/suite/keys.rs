@@ -148,7 +148,7 @@ fn key_set_skips_unusable_keys() {
         assert_eq!(keys.describe(), "EdDSA(k1)");
         let texts: Vec<String> = skipped.iter().map(ToString::to_string).collect();
         assert_eq!(texts, [format!("keys[0]{says}")]);
-        assert_eq!(skipped[0].why.is_notable(), is_notable, "{texts:?}");
+        assert_eq!(skipped[0].is_notable(), is_notable, "{texts:?}");
         let alone = json!({"keys": [odd]}).to_string();
         let why = rejected(Keys::from_jwks(alone.as_bytes()));
         assert_eq!(why.to_string(), format!("no key in the JWKS can be used; keys[0]{says}"));

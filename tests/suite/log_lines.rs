@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+#[cfg(feature = "jwt")]
 use crate::support::auth_server::{AuthServer, bearer, token};
 use crate::support::client::Client;
 use crate::support::frames;
@@ -134,6 +135,7 @@ fn text_of_a_client_forges_no_line() {
     }
 }
 
+#[cfg(feature = "jwt")]
 #[test]
 fn log_contains_no_credential_at_any_level() {
     let server = AuthServer::start_at(&["--allow-query-token", "--log-format=json"], Some("trace"));

@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout, reason = "what a test prints is captured by its harness")]
 #![cfg_attr(
     not(feature = "default"),
-    allow(dead_code, reason = "helpers of the tests of a part that is not built")
+    allow(dead_code, unused_imports, reason = "helpers of the tests of a part that is not built")
 )]
 
 #[cfg(feature = "default")]
@@ -14,12 +14,18 @@ mod checks;
 mod support;
 
 // Tests of a part are compiled if the part is. The manual describes a build with all parts, which are the default.
+#[cfg(feature = "jwt")]
 mod access_close;
 mod access_defaults;
+#[cfg(feature = "jwt")]
 mod access_keys;
+#[cfg(feature = "jwt")]
 mod access_rights;
+#[cfg(feature = "jwt")]
 mod access_secrets;
+#[cfg(feature = "jwt")]
 mod access_time;
+#[cfg(feature = "jwt")]
 mod access_ways;
 mod assets;
 mod back_pressure;
@@ -63,6 +69,7 @@ mod http_slow;
 mod idle_weeks;
 #[cfg(feature = "deflate")]
 mod inbound_deflate;
+#[cfg(feature = "jwt")]
 mod keys;
 mod limits;
 mod log_lines;
@@ -99,7 +106,7 @@ mod shared_log;
 mod shared_log_faults;
 #[cfg(feature = "backplane")]
 mod shared_log_replicas;
-#[cfg(feature = "backplane")]
+#[cfg(all(feature = "backplane", feature = "jwt"))]
 mod shared_requests;
 mod shares;
 mod slow;
@@ -111,7 +118,10 @@ mod tidy;
 mod tls;
 #[cfg(feature = "tls")]
 mod tls_in_memory;
+#[cfg(feature = "jwt")]
 mod token_command;
+#[cfg(feature = "jwt")]
 mod tokens;
+#[cfg(feature = "jwt")]
 mod users;
 mod v1;

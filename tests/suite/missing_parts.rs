@@ -13,7 +13,7 @@ struct Part {
     flags: &'static [(&'static str, &'static str)],
 }
 
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     Part {
         feature: "backplane",
         is_built: cfg!(feature = "backplane"),
@@ -28,6 +28,15 @@ const PARTS: [Part; 4] = [
         feature: "history-file",
         is_built: cfg!(feature = "history-file"),
         flags: &[("serve", "--history-file=/nonexistent/h"), ("serve", "--history-sync-ms=5")],
+    },
+    Part {
+        feature: "jwt",
+        is_built: cfg!(feature = "jwt"),
+        flags: &[
+            ("serve", "--jwt-secret-file=/nonexistent"),
+            ("serve", "--jwks-file=/nonexistent"),
+            ("serve", "--jwt-audience=us"),
+        ],
     },
     Part {
         feature: "tls",
@@ -69,6 +78,31 @@ fn flag_of_a_missing_part_is_hidden_and_an_error_that_names_the_feature() {
     }
 }
 
+/// The commands that a build can leave out, with their features.
+const COMMANDS: [(&str, &str, bool); 3] = [
+    ("bench", "bench", cfg!(feature = "bench")),
+    ("print", "print", cfg!(feature = "print")),
+    ("token", "jwt", cfg!(feature = "jwt")),
+];
+
+#[test]
+fn missing_command_is_an_error_that_names_the_feature() {
+    for (command, feature, is_built) in COMMANDS {
+        for arguments in [&[command][..], &[command, "--help"], &[command, "x", "--connections", "5", "-V"]] {
+            let (status, text) = run(arguments, None);
+            let is_missing = text.contains(&format!("{command} is not available in this build"));
+            assert_eq!(is_missing, !is_built, "{arguments:?}: {text}");
+            if !is_built {
+                assert_eq!((status, text.lines().count()), (Some(2), 1), "{arguments:?}: {text}");
+                assert!(text.contains(&format!("--features {feature}")), "{text}");
+            }
+        }
+        let (_, help) = run(&["--help"], None);
+        let line = help.lines().find(|line| line.trim_start().starts_with(command)).unwrap();
+        assert_eq!(line.contains("Not in this build"), !is_built, "{help}");
+    }
+}
+
 #[test]
 fn flag_that_requests_what_every_build_does_is_accepted() {
     let server = Server::start(&["--deflate=off", "--no-console"]);
@@ -103,5 +137,13 @@ fn version_names_the_features_of_the_build() {
     for Part { feature, is_built, .. } in &PARTS {
         assert_eq!(features.contains(feature), *is_built, "{text}");
     }
-    assert_eq!(features.contains(&"console"), cfg!(feature = "console"), "{text}");
+    let others = [
+        ("bench", cfg!(feature = "bench")),
+        ("console", cfg!(feature = "console")),
+        ("jemalloc", cfg!(feature = "jemalloc")),
+        ("print", cfg!(feature = "print")),
+    ];
+    for (feature, is_built) in others {
+        assert_eq!(features.contains(&feature), is_built, "{text}");
+    }
 }

@@ -8,6 +8,7 @@ use oyez::access::grant::Grant;
 use oyez::config::Limits;
 use serde_json::json;
 
+#[cfg(feature = "jwt")]
 use crate::support::auth_server::{claims, sign, verifier};
 use crate::support::frames::{self, CLOSE};
 use crate::support::rig::{Behavior, Rig};
@@ -28,6 +29,7 @@ fn publish_history(rig: &mut Rig) -> Vec<String> {
     texts
 }
 
+#[cfg(feature = "jwt")]
 #[test]
 fn raw_subscriber_with_token_in_first_message_catches_up_and_goes_live() {
     let mut rig = Rig::new(limits());

@@ -341,21 +341,21 @@ fn upgrade_keeps_all_sockets_and_their_files() {
 #[test]
 fn upgrade_with_an_invalid_configuration_changes_nothing() {
     let folder = Folder::new();
-    let secret = folder.file("secret.key", &"s".repeat(32));
+    let token = folder.file("token", &"s".repeat(32));
     let log = folder.path("log");
     let flags =
-        ["--listen", "127.0.0.1:0", "--anonymous", "subscribe=* publish=*", "--jwt-secret-file", &secret];
+        ["--listen", "127.0.0.1:0", "--anonymous", "subscribe=* publish=*", "--metrics-token-file", &token];
     let server = Server::start_command(logging_to(&log, &oyez(&[&["serve"], &flags[..]].concat())));
     let run = run_of(server.address);
     let mut client = server.join("/ws/news");
-    std::fs::remove_file(&secret).unwrap();
+    std::fs::remove_file(&token).unwrap();
     for round in 1..=2 {
         server.signal("USR2");
         let said = |text: &str| std::fs::read_to_string(&log).unwrap().matches(text).count() == round;
         wait_until("the failed check", || {
             said("the new program is not used, and this one continues: its check ended with")
         });
-        assert!(said("secret.key: "), "the error of the check");
+        assert!(said("/token: "), "the error of the check");
         assert_eq!(run_of(server.address), run);
         client.send_text("still here");
         assert_eq!(client.text(), "still here");
@@ -471,6 +471,7 @@ fn socket_file_of_another_server_is_not_removed_after_an_upgrade() {
     assert!(path.exists() && log.contains("another file has taken the place"), "{log}");
 }
 
+#[cfg(feature = "jwt")]
 #[test]
 fn check_reads_files_and_opens_no_socket() {
     let folder = Folder::new();

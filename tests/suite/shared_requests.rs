@@ -11,9 +11,9 @@ use oyez::ids::{ClientIds, RunId, SlotId};
 use oyez::session::State;
 use serde_json::{Value, json};
 
-use crate::support::auth_server::{bearer, claims, sign, upgrade_with, verifier};
+use crate::support::auth_server::{bearer, claims, sign, verifier};
 use crate::support::cluster::{Cluster, TIMEOUT_MS};
-use crate::support::frames::CLOSE;
+use crate::support::frames::{CLOSE, upgrade_with};
 use crate::support::http;
 use crate::support::log_server::{LogData, LogServer};
 use crate::support::rig::{Behavior, Rig};

@@ -8,9 +8,10 @@ use oyez::config::{HistoryLimits, Limits, OnSlow};
 use oyez::ids::SlotId;
 use serde_json::json;
 
-use crate::support::auth_server::{bearer, claims, sign, upgrade_with, verifier};
+#[cfg(feature = "jwt")]
+use crate::support::auth_server::{bearer, claims, sign, verifier};
 use crate::support::client::Client;
-use crate::support::frames::{self, CLOSE, TEXT, upgrade_v1};
+use crate::support::frames::{self, CLOSE, TEXT, upgrade_v1, upgrade_with};
 use crate::support::http::{get, publish};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Behavior, Rig};
@@ -309,6 +310,7 @@ fn subscriber_too_slow_for_the_batches_of_a_turn_leaves_all_channels() {
     assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
 }
 
+#[cfg(feature = "jwt")]
 #[test]
 fn subscriber_too_slow_before_its_rights_end_leaves() {
     let mut rig = Rig::new(Limits { outbox_bytes_max: 50_000, ..limits() });

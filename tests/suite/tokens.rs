@@ -22,7 +22,7 @@ const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 const OTHER_SECRET: &[u8] = b"fedcba9876543210fedcba9876543210";
 
 fn verifier(keys: Keys) -> Verifier {
-    Verifier { keys, audiences: Vec::new(), issuers: Vec::new() }
+    Verifier::new(keys, Vec::new(), Vec::new())
 }
 
 fn by_secret() -> Verifier {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 
 use super::response::HttpError;
-use crate::access::token::is_name;
+use crate::access::printable::is_name;
 use crate::config::Asset;
 use crate::ids::{ChannelName, Since};
 

@@ -6,9 +6,9 @@ use std::num::NonZeroU32;
 use data_encoding::BASE64URL_NOPAD;
 use oyez::access::grant::Grant;
 use oyez::access::keys::{Keys, SigningKey};
+use oyez::access::printable::{SUB_BYTES_MAX, is_name, is_trick};
 use oyez::access::token::{
-    INFO_BYTES_MAX, LEEWAY_SECONDS, NewClaims, OyezClaim, SUB_BYTES_MAX, TOKEN_BYTES_MAX, Verifier, is_name,
-    is_trick, show_claims,
+    INFO_BYTES_MAX, LEEWAY_SECONDS, NewClaims, OyezClaim, TOKEN_BYTES_MAX, Verifier, show_claims,
 };
 use oyez::close::TokenFault;
 use ring::hmac;
@@ -37,7 +37,7 @@ pub fn check(data: &[u8]) {
 
 fn verifier() -> Verifier {
     let keys = Keys::from_secret(SECRET).expect("a secret");
-    Verifier { keys, audiences: Vec::new(), issuers: Vec::new() }
+    Verifier::new(keys, Vec::new(), Vec::new())
 }
 
 fn check_unsigned(token: &[u8]) {
@@ -110,7 +110,7 @@ fn check_key_files(file: &[u8]) {
         assert!(skipped.len() < count, "{count}");
         assert!(!described.chars().any(char::is_control), "{described:?}");
         assert!(skipped.iter().all(|key| !key.to_string().chars().any(char::is_control)));
-        let verifier = Verifier { keys, audiences: Vec::new(), issuers: Vec::new() };
+        let verifier = Verifier::new(keys, Vec::new(), Vec::new());
         assert!(verifier.verify(b"e30.e30.AAAA", NOW).is_err());
     }
     let _ = Keys::from_pem(file).map(|keys| keys.describe());

@@ -7,7 +7,7 @@ use oyez::access::token::{NewClaims, OyezClaim, Verifier};
 
 use super::client::Client;
 use super::folder::Folder;
-use super::frames;
+use super::frames::upgrade_with;
 use super::process::{Server, oyez};
 
 pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -19,7 +19,7 @@ pub fn unix_now() -> u64 {
 
 /// The verifier of a server with [`SECRET`].
 pub fn verifier() -> Verifier {
-    Verifier { keys: Keys::from_secret(SECRET.as_bytes()).unwrap(), audiences: vec![], issuers: vec![] }
+    Verifier::new(Keys::from_secret(SECRET.as_bytes()).unwrap(), vec![], vec![])
 }
 
 /// Claims of a user, valid for an hour from `now`.
@@ -47,11 +47,6 @@ pub fn admin() -> String {
 
 pub fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}\r\n")
-}
-
-/// A request for a WebSocket with further header lines.
-pub fn upgrade_with(path: &str, lines: &str) -> String {
-    frames::upgrade(path).replace("\r\n\r\n", &format!("\r\n{lines}\r\n"))
 }
 
 /// A real server with a key.

@@ -85,6 +85,11 @@ pub fn upgrade(path: &str) -> String {
     )
 }
 
+/// A request for a WebSocket with further header lines.
+pub fn upgrade_with(path: &str, lines: &str) -> String {
+    upgrade(path).replace("\r\n\r\n", &format!("\r\n{lines}\r\n"))
+}
+
 /// The request of a WebSocket that speaks `oyez.v1`.
 pub fn upgrade_v1(path: &str) -> String {
     upgrade(path).replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n")

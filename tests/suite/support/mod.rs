@@ -1,5 +1,6 @@
 //! Shared test helpers: frames and requests written by hand, a server process, a client, and an engine in memory.
 
+#[cfg(feature = "jwt")]
 pub mod auth_server;
 #[cfg(feature = "backplane")]
 pub mod backplane;

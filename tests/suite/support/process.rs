@@ -1,5 +1,6 @@
 //! Runs the real binary: the `oyez` command, servers under test with generous deadlines, and their logs.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -17,21 +18,33 @@ pub const TEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// Deadlines of servers under test, twice [`TEST_TIMEOUT`], so that a slow machine never breaks one that a test
 /// is not about. A test that is about a deadline sets its flag, which overrides the variable. No pings either:
 /// a client that waits for its turn in a test would answer late.
-pub const DEADLINES: [(&str, &str); 9] = [
+pub const DEADLINES: &[(&str, &str)] = &[
     ("OYEZ_PING_INTERVAL_MS", "0"),
     ("OYEZ_PONG_TIMEOUT_MS", "600000"),
     ("OYEZ_HANDSHAKE_TIMEOUT_MS", "600000"),
     ("OYEZ_BODY_TIMEOUT_MS", "600000"),
     ("OYEZ_KEEP_ALIVE_MS", "600000"),
+    #[cfg(feature = "jwt")]
     ("OYEZ_AUTH_TIMEOUT_MS", "600000"),
+    #[cfg(feature = "jwt")]
     ("OYEZ_TOKEN_GRACE_MS", "600000"),
     ("OYEZ_SLOW_TIMEOUT_MS", "600000"),
     ("OYEZ_USER_TIMEOUT_MS", "600000"),
 ];
 
+/// Another program with the same features, such as the smallest.
+fn other_program() -> Option<OsString> {
+    std::env::var_os("OYEZ_SUITE_PROGRAM")
+}
+
+/// Returns true if the program under test is the one that cargo has built with the tests.
+pub fn is_own_program() -> bool {
+    other_program().is_none()
+}
+
 /// The `oyez` command, with [`DEADLINES`].
 pub fn oyez(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_oyez"));
+    let mut command = Command::new(other_program().unwrap_or_else(|| env!("CARGO_BIN_EXE_oyez").into()));
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // The environment of the machine must not change the test.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OYEZ_") || name == "RUST_LOG") {
@@ -39,7 +52,7 @@ pub fn oyez(arguments: &[&str]) -> Command {
     }
     // The help would show their values.
     if !arguments.contains(&"--help") {
-        command.envs(DEADLINES);
+        command.envs(DEADLINES.iter().copied());
     }
     command
 }
