@@ -216,7 +216,7 @@ fn stalled_subscribers_are_reported_and_others_lose_nothing() {
         "--server-args",
         // By bytes, which do not depend on how long the load generator waits for a processor; and the close frame waits
         // until they read again.
-        "--slow-timeout-ms 60000 --outbox-bytes-max 1MiB --body-bytes-max 64KiB --close-timeout-ms 60000",
+        "--slow-timeout-ms 60000 --outbox-bytes-max 1MiB --body-bytes-max 64KiB --close-timeout-ms 30000",
     ])
     .succeeded();
     run.all_in_order();
