@@ -85,11 +85,11 @@ fn clients_beyond_256_descriptors_are_served_rejected_or_wait() {
 fn accept_is_paused_when_descriptors_run_out_and_resumes() {
     let server = Server::start(&[]);
     let mut subscribers: Vec<Client> = (0..50).map(|_| server.join("/ws")).collect();
-    // The connection by which the test knows that the server has started is closed.
-    server.sleeps();
-    // Fewer than are open, as if other code in the process had used them.
-    let in_use = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count() as u64;
-    set_descriptor_limit(&server, in_use - 1);
+    // The limit is one of numbers: the next free one is not allowed, as if other code in the process had used the rest.
+    let in_use = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+    let in_use: Vec<u64> =
+        in_use.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    set_descriptor_limit(&server, (0..).find(|number| !in_use.contains(number)).unwrap());
     let mut waits = Client::new(server.connect());
     waits.send(frames::upgrade("/ws").as_bytes());
     let answer = waits.head();
