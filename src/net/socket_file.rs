@@ -1,7 +1,7 @@
 //! The file of a Unix listening socket: created with its permissions, and removed with the socket.
 //!
-//! bind(2) fails if the file exists, even if the process that created it was killed. Such a file is removed, but only
-//! if it is a socket on which no process listens.
+//! bind(2) fails if the file exists, even if the process that created it was killed. A socket on which no process
+//! listens is therefore removed first; other files never are.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -20,7 +20,7 @@ pub struct SocketFile {
     identity: (u64, u64),
 }
 
-/// What is at the path of a [`SocketFile`].
+/// The state of the path of a [`SocketFile`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketFileState {
     /// The file that the process has created.
@@ -46,7 +46,7 @@ impl SocketFile {
         socket.bind(&SockAddr::unix(path)?)?;
         let file = SocketFile::of(path)?;
         if let Some(mode) = mode {
-            // Clients cannot connect before listen(2), so none connects with the wrong permissions.
+            // Before listen(2): until then clients cannot connect.
             fs::set_permissions(path, Permissions::from_mode(mode))?;
         }
         socket.listen(backlog)?;
@@ -86,8 +86,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Checks that a path can be listened on. Returns true if it is a socket on which no process listens, false if there is
-/// no file.
+/// Checks that a path can be listened on. Returns true if it is a socket on which no process listens, false if nothing
+/// exists there.
 ///
 /// # Errors
 /// Another process listens on it, the path is that of another file or too long, or its directory does not exist.
