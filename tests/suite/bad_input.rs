@@ -9,7 +9,7 @@ use oyez::config::Limits;
 use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, CONTINUATION, PING, TEXT};
 use crate::support::http::get;
-use crate::support::process::{Server, counter, oyez};
+use crate::support::process::{Server, counter, oyez, wait_until};
 use crate::support::rig::Rig;
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
@@ -187,8 +187,13 @@ fn close_with_invalid_code_is_answered_with_1002() {
         subscriber.send(&frames::close(code, ""));
         assert_eq!(subscriber.closed_with(), (1002, "protocol".into()), "{code}");
     }
-    let page = Client::new(server.connect()).ask(get("/metrics")).body;
-    assert!(page.contains("oyez_connections_closed_total{reason=\"protocol\"} 10\n"), "{page}");
+    // A connection is counted when its slot is free, after its client has seen the close frame.
+    let mut client = Client::new(server.connect());
+    let mut page = String::new();
+    wait_until("each close is counted", || {
+        page = client.ask(get("/metrics")).body;
+        page.contains("oyez_connections_closed_total{reason=\"protocol\"} 10\n")
+    });
     assert!(page.contains("oyez_connections_closed_total{reason=\"peer_closed\"} 0\n"), "{page}");
 }
 
