@@ -1,6 +1,6 @@
 // A page with useChannel in strict mode. `window.page` is for the test.
 
-import { StrictMode, createElement, useState } from 'react';
+import { StrictMode, createElement, useEffect, useState } from 'react';
 import { createRoot } from 'react-dom/client';
 import { Oyez } from 'oyez';
 import { useChannel } from 'oyez/react';
@@ -23,8 +23,10 @@ function Room({ channel, suffix, since = 'earliest', messages_max = 5 }) {
 }
 
 function App() {
-  const [room, setRoom] = useState({ channel: 'a', suffix: '' });
-  page.setRoom = setRoom;
+  const [{ room, rendered }, set] = useState({ room: { channel: 'a', suffix: '' }, rendered: () => {} });
+  // The promise is resolved when the effects of the hook have run too: those of a child run before its parent's.
+  page.setRoom = (room) => new Promise((rendered) => set({ room, rendered }));
+  useEffect(() => rendered());
   return room ? createElement(Room, room) : createElement('p', { id: 'room' }, 'none');
 }
 
