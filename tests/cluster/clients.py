@@ -357,8 +357,9 @@ class Publisher(Client):
         self.is_paused = True
         await until(lambda: not self.in_flight, lambda: f"{len(self.in_flight)} publishes of {self.name} have no outcome: {self.codes[-3:]}")
 
-    def acked(self):
-        return sum(one.outcome == "acked" for one in self.publishes)
+    def acked(self, since=0):
+        """How many publishes are acknowledged, of those since this number."""
+        return sum(one.outcome == "acked" for one in self.publishes[since:])
 
     async def stop(self):
         self.ticker.cancel()

@@ -14,8 +14,9 @@ STEP_S = 60
 
 
 def free_port():
-    """A port below the range from which the kernel assigns ports to clients, so that a restarted server can have it again."""
-    for port in range(20_000 + os.getpid() * 97 % 9_000, 32_000):
+    """A port below the range from which the kernel assigns ports to clients, so that a restarted server can have it again.
+    Checks that run side by side with these tests use ports from 20,000."""
+    for port in range(10_000 + os.getpid() * 97 % 9_000, 20_000):
         if port in free_port.used:
             continue
         with socket.socket() as probe:
@@ -29,6 +30,11 @@ def free_port():
 
 
 free_port.used = set()
+
+
+# An append-only file from which a kill takes nothing that was acknowledged. With `everysec`, the default, Redis replies before
+# it writes while the disk is busy.
+APPEND_ONLY = ("--appendonly", "yes", "--appendfsync", "no")
 
 
 class ReplyError(Exception):

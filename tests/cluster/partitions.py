@@ -3,6 +3,7 @@
 import asyncio
 
 from clients import until
+from engine import APPEND_ONLY
 from network import Network
 
 # The node's deadlines, and the time after which the others take it for gone.
@@ -14,7 +15,7 @@ LOST = 'oyez_backplane_links_total{result="lost"}'
 async def network(cluster, publish_timeout_ms="60000"):
     """Redis and two nodes, each on a host, with subscribers and publishers of both nodes."""
     cluster.network = Network()
-    redis = cluster.redis("--appendonly", "yes", "--appendfsync", "everysec", on=cluster.network.host())
+    redis = cluster.redis(*APPEND_ONLY, on=cluster.network.host())
     nodes = [await cluster.node(redis.url, *FLAGS, publish_timeout_ms, on=cluster.network.host()) for _ in range(2)]
     publishers = await cluster.load(*nodes)
     return redis, nodes, publishers
