@@ -21,7 +21,7 @@ import urllib.request
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from scenario import STEP_S, Checks, Node, NodePeer, PythonPeer, SCENARIO_S, Server, kill
+from scenario import PATIENT, STEP_S, Checks, Node, NodePeer, PythonPeer, SCENARIO_S, Server, kill
 
 CHANNELS = "prices", "news"
 MESSAGES = 600
@@ -193,8 +193,8 @@ class Scenario:
         joins = [(library, way) for library in LIBRARIES for way in WAYS] * JOINS
         self.random.shuffle(joins)
         moments = sorted(self.random.randrange(MESSAGES * 9 // 10) for _ in joins)
-        async with connect(self.server.url(CHANNELS[0]), proxy=None, compression=None) as prices, \
-                connect(self.server.url(CHANNELS[1]), proxy=None, compression=None) as news:
+        async with connect(self.server.url(CHANNELS[0]), proxy=None, compression=None, **PATIENT) as prices, \
+                connect(self.server.url(CHANNELS[1]), proxy=None, compression=None, **PATIENT) as news:
             # A published message returns to its publisher, which has to read.
             readers = [asyncio.create_task(self.drop(socket)) for socket in (prices, news)]
             joining = []

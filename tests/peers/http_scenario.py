@@ -6,6 +6,7 @@ The server is a black box here, as in scenario.py: its binary, its one line of o
 """
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -18,7 +19,7 @@ import requests
 import sseclient
 from prometheus_client.parser import text_string_to_metric_families
 
-from scenario import STEP_S, Checks
+from scenario import DEADLINES, STEP_S, Checks, free_port
 
 # Names as the parser returns them: counters without _total.
 FAMILIES = """
@@ -42,7 +43,8 @@ class Server:
 
     def __init__(self, oyez, log, port=0, flags=(), env=None):
         self.process = subprocess.Popen([oyez, "serve", "--listen", f"127.0.0.1:{port}", *flags],
-                                        stdout=subprocess.PIPE, stderr=log, text=True, env=env)
+                                        stdout=subprocess.PIPE, stderr=log, text=True,
+                                        env=env or {**os.environ, **DEADLINES})
         self.port = int(re.search(r"ws://[^/\s]+:(\d+)", self.process.stdout.readline()).group(1))
         self.root = f"http://127.0.0.1:{self.port}"
 
@@ -59,7 +61,8 @@ class Server:
 class Scenario:
     def __init__(self, oyez, log, checks):
         self.oyez, self.log, self.check = oyez, log, checks.check
-        self.server = Server(oyez, log)
+        # It is restarted on this port.
+        self.server = Server(oyez, log, free_port())
         # Proxies configured on this machine are not used.
         self.session = requests.Session()
         self.session.trust_env = False

@@ -4,6 +4,7 @@ and Grafana's JSON, and a server that is configured by the printed variables.
     print_scenario.py path/to/oyez        with these programs in PATH; see run
 """
 
+import functools
 import http.client
 import json
 import os
@@ -126,7 +127,7 @@ class Scenario:
         self.operations = {(method, path) for path, methods in document["paths"].items() for method in methods
                            if method != "parameters"}
         self.document, self.seen = document, set()
-        for flags, ask in ((), self.answers), (("--body-timeout-ms=100",), self.bodies), self.tokens(), \
+        for flags, ask in ((), self.answers), ((), self.bodies), (("--body-timeout-ms=100",), self.late_body), self.tokens(), \
                 (("--connections-per-address-max=1",), self.over_limit), (("--connections-max=1",), self.over_capacity):
             with open(self.folder / "log", "w") as stderr:
                 server = Server(self.oyez, stderr, flags=flags)
@@ -213,12 +214,15 @@ class Scenario:
         self.compare(method, path, target, connection.getresponse(), name)
         connection.close()
 
-    def bodies(self, server):
-        def publish(*request, **options):
-            self.ask_raw(server, "post", "/v1/publish/{channel}", *request, **options)
+    def publish_raw(self, server, *request, **options):
+        self.ask_raw(server, "post", "/v1/publish/{channel}", *request, **options)
 
+    def late_body(self, server):
+        self.publish_raw(server, "without its body", ("Content-Length", "1"))
+
+    def bodies(self, server):
+        publish = functools.partial(self.publish_raw, server)
         publish("without a length")
-        publish("without its body", ("Content-Length", "1"))
         publish("too large", ("Content-Length", str(1 << 30)))
         publish("compressed", ("Content-Length", "1"), ("Content-Encoding", "gzip"), body=b"x")
         for body in b"x", b"y":

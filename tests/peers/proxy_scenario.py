@@ -26,7 +26,7 @@ import time
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from scenario import STEP_S, Checks
+from scenario import DEADLINES, PATIENT, STEP_S, Checks, free_port
 
 MANUAL = pathlib.Path(__file__).resolve().parents[2] / "src/manual/proxies.md"
 CLIENT, OTHER = "127.0.0.2", "127.0.0.3"
@@ -47,12 +47,6 @@ def put(text, *pairs):
         assert old in text, old
         text = text.replace(old, new)
     return text
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Setup:
@@ -126,7 +120,7 @@ class Run:
         self.server = subprocess.Popen([oyez, "serve", "--listen", "127.0.0.1:0", "--trusted-proxy", "127.0.0.1",
                                         "--connections-per-address-max", str(CONNECTIONS_MAX), *flags],
                                        stdout=subprocess.PIPE, stderr=self.log, text=True,
-                                       env={**os.environ, "RUST_LOG": "info"})
+                                       env={**os.environ, **DEADLINES, "RUST_LOG": "info"})
         self.oyez_port = int(re.search(r"ws://[^/\s]+:(\d+)", self.server.stdout.readline()).group(1))
         self.setup = Setup(folder, self.oyez_port)
         self.proxy = subprocess.Popen(getattr(self.setup, name)(), stdout=self.log, stderr=self.log,
@@ -148,11 +142,18 @@ class Run:
         return (self.folder / "log").read_text()
 
     def request(self, method, path, body=None, client=CLIENT, headers={}):
-        """The response, and its connection."""
-        connection = http.client.HTTPSConnection("localhost", self.port, timeout=STEP_S, context=self.tls,
-                                           source_address=(client, 0))
-        connection.request(method, path, body, headers)
-        return connection.getresponse(), connection
+        """The response, and its connection, once the limit of connections allows it: earlier connections may still be closing
+        in the proxy."""
+        end = time.monotonic() + STEP_S
+        while True:
+            connection = http.client.HTTPSConnection("localhost", self.port, timeout=STEP_S, context=self.tls,
+                                                     source_address=(client, 0))
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            if response.status != 429 or time.monotonic() > end:
+                return response, connection
+            connection.close()
+            time.sleep(0.02)
 
     def wait(self):
         end = time.monotonic() + STEP_S
@@ -168,11 +169,11 @@ class Run:
         return False
 
     def web_socket(self, path, client=CLIENT, **more):
-        return connect(f"wss://localhost:{self.port}{path}", proxy=None, ping_interval=None, ssl=self.tls,
-                       local_addr=(client, 0), family=socket.AF_INET, open_timeout=STEP_S, max_size=None, **more)
+        return connect(f"wss://localhost:{self.port}{path}", proxy=None, ssl=self.tls, local_addr=(client, 0),
+                       family=socket.AF_INET, max_size=None, **PATIENT, **more)
 
     async def connected(self, path, **more):
-        """A WebSocket, once the limit of connections allows it: earlier connections may still be closing in the proxy."""
+        """A WebSocket, once the limit of connections allows it."""
         end = time.monotonic() + STEP_S
         while True:
             try:

@@ -12,9 +12,12 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import pathlib
+import random
 import re
 import signal
+import socket
 import sys
 import tempfile
 from collections import Counter
@@ -27,7 +30,32 @@ from websockets.exceptions import ConnectionClosed
 # step that fails takes as long as this.
 STEP_S = 60
 SCENARIO_S = 600
+# Deadlines of servers that are not tested here: on a machine that is slow and busy they must not expire.
+DEADLINES = {f"OYEZ_{name}_TIMEOUT_MS": "600000" for name in ("HANDSHAKE", "PONG", "SLOW", "USER")}
+# At most the time of a drain.
+DEADLINES["OYEZ_CLOSE_TIMEOUT_MS"] = "30000"
+# The same for clients of Python's websockets.
+PATIENT = {"ping_interval": None, "open_timeout": STEP_S, "close_timeout": STEP_S}
 MESSAGE_BYTES_MAX = 65536
+
+
+def free_port():
+    """A port below the range from which the kernel assigns ports to clients, where it could be taken before it is used. Checks
+    that run side by side with these use ports below 20,000."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        if port in free_port.given:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        free_port.given.add(port)
+        return port
+
+
+free_port.given = set()
 
 
 class Message(NamedTuple):
@@ -70,7 +98,7 @@ class Peer:
 
 class PythonPeer(Peer):
     async def open(self, url, **options):
-        self.socket = await asyncio.wait_for(connect(url, proxy=None, ping_interval=None, **options), STEP_S)
+        self.socket = await asyncio.wait_for(connect(url, proxy=None, **PATIENT, **options), STEP_S)
         self.listener = asyncio.create_task(self.listen())
 
     async def listen(self):
@@ -166,7 +194,7 @@ class Server:
         self.process = await asyncio.create_subprocess_exec(
             oyez, "serve", "--listen", "127.0.0.1:0", "--ping-interval-ms", "0",
             "--message-bytes-max", str(MESSAGE_BYTES_MAX), *flags,
-            stdout=asyncio.subprocess.PIPE, stderr=log)
+            stdout=asyncio.subprocess.PIPE, stderr=log, env={**os.environ, **DEADLINES})
         line = await asyncio.wait_for(self.process.stdout.readline(), STEP_S)
         self.root = re.search(rb"ws://[^/\s]+", line).group().decode()
 
