@@ -11,18 +11,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 
-import { WebSocket, require, serve, until } from './support.mjs';
+import { WebSocket, launch_chromium, require, serve, until } from './support.mjs';
 
 const { EventSource } = require('eventsource');
-const { chromium } = require('playwright-core');
 
 let browser;
 before(async () => {
-  browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-    headless: true,
-    args: ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-sync'],
-  });
+  browser = await launch_chromium();
 });
 after(() => browser?.close());
 

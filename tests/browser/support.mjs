@@ -22,13 +22,16 @@ export const DEADLINES = {
   OYEZ_SLOW_TIMEOUT_MS: '600000',
 };
 
+let nextPort = process.pid * 97;
+
 /**
  * A port that nothing listens on, below the range from which the kernel gives ports to clients (32768 and up by default):
- * one of those could be taken by another test while the server is restarted.
+ * one of those could be taken by another test while the server is restarted. Files of tests run side by side, each with
+ * ports of its own, and so do other checks, with ports below 20,000.
  */
 export async function free_port() {
   for (;;) {
-    const port = 20_000 + Math.floor(Math.random() * 10_000);
+    const port = 20_000 + (nextPort++ % 10_000);
     const is_free = await new Promise((resolve) => {
       const listener = createServer();
       listener.once('error', () => resolve(false));
@@ -49,7 +52,8 @@ export async function serve(test, { port, flags = [] } = {}) {
     env: { ...process.env, ...DEADLINES, RUST_LOG: 'off' },
   });
   const exited = once(child, 'exit');
-  const [line] = await once(createInterface({ input: child.stdout }), 'line');
+  const failed = exited.then(([code]) => Promise.reject(new Error(`the server exited with ${code} before it listened`)));
+  const [line] = await Promise.race([once(createInterface({ input: child.stdout }), 'line'), failed]);
   const address = /ws:\/\/([\d.]+):(\d+)\/ws/.exec(line);
   const stop = async (signal = 'SIGKILL') => {
     child.kill(signal);
@@ -156,6 +160,23 @@ export function open(test, server, options = {}) {
   const hub = new Oyez(server.url, { WebSocket, ...options });
   test.after(() => hub.close());
   return hub;
+}
+
+/** A WebSocket class whose connections fail while it is closed, however long that is. */
+export function gated() {
+  let isOpen = true;
+  return {
+    close: () => (isOpen = false),
+    open: () => (isOpen = true),
+    WebSocket: class extends WebSocket {
+      constructor(url, ...rest) {
+        // Nothing listens on port 9.
+        super(isOpen ? url : 'ws://127.0.0.1:9/', ...rest);
+        // A browser has no uncaught error for a connection that fails.
+        this.on('error', () => {});
+      }
+    },
+  };
 }
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));

@@ -177,6 +177,7 @@ for (const [name, build] of [['vite, production', built_by_vite], ['esbuild, dev
     const browser = await launch_chromium();
     t.after(() => browser.close());
     const page = await browser.newPage();
+    page.setDefaultTimeout(60_000);
     const errors = [];
     page.on('pageerror', (error) => errors.push(String(error)));
     await page.goto(`${origin}/index.html?server=${encodeURIComponent(server.url)}`);
