@@ -89,10 +89,11 @@ pub fn logging_to(log: &str, server: &Command) -> Command {
 }
 
 /// A port of the loopback address that nothing listens on. It is below the range from which the kernel gives ports to
-/// sockets that ask for any (32768 and up by default): there, another test could be given it before it is used.
+/// sockets that ask for any (32768 and up by default): there, another test could be given it before it is used. Checks
+/// that run side by side with these tests use ports from 20,000.
 pub fn free_port() -> u16 {
     const FIRST: u32 = 10_000;
-    const PORTS: u32 = 20_000;
+    const PORTS: u32 = 10_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let next = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id().wrapping_mul(97);
