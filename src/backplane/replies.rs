@@ -70,21 +70,20 @@ impl ReadReply {
             if let Some(part) = self.accept(token, decoder)? {
                 return Ok(Some(part));
             }
-            if self.state == ReadState::Entry && self.left == 0 {
-                self.state = ReadState::Reply;
+            if self.take_end() {
                 return Ok(Some(ReadPart::End));
             }
         }
         Ok(None)
     }
 
-    /// Returns true if the last entry was returned, and its reply ends with it.
+    /// Counts a decoded entry; the next token begins another one, if one is left.
     fn finish_entry(&mut self) {
         self.left -= 1;
         self.state = ReadState::Entry;
     }
 
-    /// The reply ends after an entry without a token of its own.
+    /// Returns true once if the last entry of the reply was returned: no token marks the end of a reply.
     pub(super) fn take_end(&mut self) -> bool {
         let is_end = self.state == ReadState::Entry && self.left == 0;
         if is_end {

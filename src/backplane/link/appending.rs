@@ -1,13 +1,14 @@
 //! Appending: entries in flight, the replies to them, and waiting for replicas.
 
+use super::command_reply::CommandReply;
 use super::failure::LinkFailure;
 use super::{Link, LinkConfig, LinkState};
 use crate::backplane::commands::{Commands, EntryToAppend, SentCommand};
 use crate::backplane::connection::{LinkConnection, UNSENT_BYTES};
-use crate::backplane::event::{LinkEvent, LinkLoss, LinkNotice, PublishFailure};
+use crate::backplane::event::{LinkEvent, LinkNotice, PublishFailure};
 use crate::backplane::pending::PendingEntry;
 use crate::backplane::replica_wait::ReplicaWait;
-use crate::backplane::replies::{ErrorAction, OpenReply, number};
+use crate::backplane::replies::ErrorAction;
 use crate::ids::MessageId;
 use crate::time::LoopTime;
 
@@ -125,15 +126,12 @@ impl<P> Link<P> {
     /// Handles a reply to a command of an open link.
     pub(super) fn handle_append_reply(
         &mut self,
-        command: SentCommand,
-        values: &[Vec<u8>],
+        reply: &CommandReply,
         now: LoopTime,
     ) -> Result<(), LinkFailure> {
-        let unexpected = LinkLoss::UnexpectedReply(command.name());
-        let first = values.first().map_or(&[][..], Vec::as_slice);
-        match command {
+        match reply.command {
             SentCommand::Append(entry) => {
-                let seq = number(first).ok_or(unexpected)?;
+                let seq = reply.number()?;
                 self.appender.appended();
                 self.log.own.appended(entry, seq);
                 if let LinkState::Running { epoch, .. } = self.state {
@@ -141,14 +139,14 @@ impl<P> Link<P> {
                 }
             }
             SentCommand::Wait(entry) => {
-                let replicas = number(first).ok_or(unexpected)?;
+                let replicas = reply.number()?;
                 if let Some(notice) = self.appender.replicas.end(entry, replicas, &mut self.lines, now) {
                     self.log.notice(notice);
                 }
                 self.report_replication();
             }
             SentCommand::AllocateBlock => {
-                let opened = OpenReply::parse(values).ok_or(unexpected)?;
+                let opened = reply.opened()?;
                 // If the data was replaced while the link was open, this command has begun an epoch, and the next
                 // append is rejected for that.
                 self.blocks.allocated(opened.block);

@@ -18,10 +18,11 @@
 //!
 //! This file has the phases, the driver's calls and the deadlines. `opening` has the commands up to the state *up*,
 //! `appending` the entries in flight, `reading` the replies to `XREAD`, `heartbeat` the heartbeats, and `attempts` the
-//! pauses.
+//! pauses. `command_reply`, `config`, `failure` and `random` are types that these use.
 
 mod appending;
 mod attempts;
+mod command_reply;
 mod config;
 mod failure;
 mod heartbeat;
@@ -44,6 +45,7 @@ use crate::metrics::levels::BackplaneStats;
 use crate::time::LoopTime;
 use appending::AppendConnection;
 use attempts::Attempts;
+use command_reply::CommandReply;
 use failure::LinkFailure;
 use heartbeat::NodeCounts;
 use random::RandomNumbers;
@@ -391,8 +393,10 @@ impl<P> Link<P> {
             (
                 SentCommand::Append(_) | SentCommand::Wait(_) | SentCommand::AllocateBlock,
                 ShortReply::Values(values),
-            ) => self.handle_append_reply(command, &values, now),
-            (command, ShortReply::Values(values)) => self.handle_opening_reply(command, &values, now),
+            ) => self.handle_append_reply(&CommandReply { command, values }, now),
+            (command, ShortReply::Values(values)) => {
+                self.handle_opening_reply(&CommandReply { command, values }, now)
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Opening the log: authentication, the checks of the server, the script `open`, and reading up to the end.
 
+use super::command_reply::CommandReply;
 use super::failure::LinkFailure;
 use super::{Link, LinkState, Side};
 use crate::backplane::commands::{Commands, OpenArguments, SentCommand};
@@ -69,23 +70,17 @@ impl<P> Link<P> {
     /// Handles a reply to a command of a link that is being opened.
     pub(super) fn handle_opening_reply(
         &mut self,
-        command: SentCommand,
-        values: &[Vec<u8>],
+        reply: &CommandReply,
         now: LoopTime,
     ) -> Result<(), LinkFailure> {
-        let unexpected = LinkLoss::UnexpectedReply(command.name());
-        let first = values.first().map_or(&[][..], Vec::as_slice);
-        match command {
-            SentCommand::LoadOpen => self.commands.open_sha = first.to_vec(),
-            SentCommand::LoadAppend => self.commands.append_sha = first.to_vec(),
-            SentCommand::InfoMemory => self.check_memory_policy(first),
-            SentCommand::StateEpoch => self.check_primary(first, now)?,
-            SentCommand::CountReplicas => {
-                self.appender.replicas.counted(number(first).ok_or(unexpected)?);
-            }
+        match reply.command {
+            SentCommand::LoadOpen => self.commands.open_sha = reply.first().to_vec(),
+            SentCommand::LoadAppend => self.commands.append_sha = reply.first().to_vec(),
+            SentCommand::InfoMemory => self.check_memory_policy(reply.first()),
+            SentCommand::StateEpoch => self.check_primary(reply.first(), now)?,
+            SentCommand::CountReplicas => self.appender.replicas.counted(reply.number()?),
             SentCommand::Open => {
-                let opened = OpenReply::parse(values).ok_or(unexpected)?;
-                self.run(opened, now);
+                self.run(reply.opened()?, now);
                 return Ok(());
             }
             _ => {}

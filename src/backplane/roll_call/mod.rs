@@ -9,10 +9,15 @@
 //! All times are *log time*: the sum of the forward steps of Redis' clock, so a clock that is set back neither expires
 //! nor postpones a deadline, and none expires while the link is lost. The node's own heartbeats keep log time running.
 
+mod ahead;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::block_set::BlockSet;
 use crate::ids::{MessageId, RunId};
+use ahead::AheadEntries;
 
 /// A node without an entry for this long, in ms, has timed out: three of its heartbeats are missing.
 pub(super) const LIVE_MS: u64 = 6_000;
@@ -121,16 +126,6 @@ struct Missing {
     deadline_ms: u64,
 }
 
-/// Entries that this node has applied and the log has lost. Their nodes send them again, and this node skips them then:
-/// a client that moves here from another node before that misses them.
-#[derive(Clone, Debug)]
-struct Ahead {
-    /// Runs, and the number of the last entry of each that this node has applied.
-    awaited: BTreeMap<RunId, u64>,
-    /// After this log time no run sends them again. `None` until this node's report is read, which the others wait for.
-    deadline_ms: Option<u64>,
-}
-
 /// The number of an entry, compared with the last one of its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Numbering {
@@ -185,8 +180,7 @@ pub(super) struct RollCall {
     missing: BTreeMap<RunId, Missing>,
     /// Epochs of markers, and runs whose reports for them were read.
     reported: VecDeque<(u64, BTreeSet<RunId>)>,
-    /// Entries ahead of the log, by the epoch of the marker.
-    ahead: BTreeMap<u64, Ahead>,
+    ahead: AheadEntries,
     changes: Vec<Membership>,
 }
 
@@ -237,8 +231,8 @@ impl RollCall {
 
     /// Compares the number of an entry with the last one of its run.
     pub(super) fn compare(&self, run: RunId, number: u64) -> Numbering {
-        let (last, announced) = match self.runs.get(&run) {
-            Some(state) => (state.last_number, state.announced_through),
+        let (last, known_through) = match self.runs.get(&run) {
+            Some(state) => (state.last_number, state.known_through()),
             None if self.has_caught_up => (0, 0),
             None => return Numbering::Next,
         };
@@ -246,10 +240,10 @@ impl RollCall {
             Numbering::Duplicate
         } else if number == last + 1 {
             Numbering::Next
-        } else if number - 1 <= announced {
+        } else if number - 1 <= known_through {
             Numbering::AnnouncedJump
         } else {
-            Numbering::Jump { first_missing: last.max(announced) + 1 }
+            Numbering::Jump { first_missing: known_through + 1 }
         }
     }
 
@@ -257,7 +251,7 @@ impl RollCall {
     /// cursors from other nodes before this entry are incomplete.
     pub(super) fn apply(&mut self, run: RunId, number: u64, id: MessageId, is_resent: bool) -> bool {
         self.applied_ms = self.now_ms;
-        self.settle(run, number);
+        self.ahead.reach(run, number);
         if self.runs.len() >= RUNS_MAX && !self.runs.contains_key(&run) {
             let oldest = self.runs.iter().min_by_key(|(_, state)| state.seen_ms).map(|(run, _)| *run);
             oldest.and_then(|run| self.runs.remove(&run));
@@ -281,18 +275,9 @@ impl RollCall {
         !state.is_aligned
     }
 
-    /// Records that a run has reached this number again, or has passed it.
-    fn settle(&mut self, run: RunId, number: u64) {
-        for ahead in self.ahead.values_mut() {
-            if ahead.awaited.get(&run).is_some_and(|awaited| *awaited <= number) {
-                ahead.awaited.remove(&run);
-            }
-        }
-    }
-
     /// Records that an entry is skipped as a duplicate.
     pub(super) fn skip(&mut self, run: RunId, number: u64) {
-        self.settle(run, number);
+        self.ahead.reach(run, number);
     }
 
     /// The id after which entries of a run are missing: the id of its last applied entry. Without one, they follow the
@@ -312,7 +297,7 @@ impl RollCall {
         if let Some(epoch) = epoch {
             let awaited = self.numbers().collect();
             let deadline_ms = Some(self.now_ms.saturating_add(REPORT_TIMEOUT_MS));
-            self.ahead.insert(epoch, Ahead { awaited, deadline_ms });
+            self.ahead.begin(epoch, awaited, deadline_ms);
         }
     }
 
@@ -331,8 +316,8 @@ impl RollCall {
         });
     }
 
-    /// Begins a roll call for a marker that was read: every run that may have published before it must report. `position` is
-    /// that of this node before the marker, `survived` the last id that the log still has.
+    /// Begins a roll call for a marker that was read: every run that may have published before it must report.
+    /// `position` is that of this node before the marker, `survived` the last id that the log still has.
     pub(super) fn begin_epoch(
         &mut self,
         epoch: u64,
@@ -344,7 +329,7 @@ impl RollCall {
             let is_lost = |state: &RunState| state.last_id > survived;
             let lost = self.runs.iter().filter(|(_, state)| is_lost(state));
             let awaited = lost.map(|(run, state)| (*run, state.last_number)).collect();
-            self.ahead.insert(epoch, Ahead { awaited, deadline_ms: None });
+            self.ahead.begin(epoch, awaited, None);
         }
         let shared_id = if position < survived { position } else { survived };
         self.shared_id = Some(shared_id);
@@ -390,8 +375,8 @@ impl RollCall {
                 missing.number = missing.number.max(number);
             }
         }
-        if is_own && let Some(ahead) = self.ahead.get_mut(&epoch) {
-            ahead.deadline_ms = Some(deadline_ms);
+        if is_own {
+            self.ahead.report_was_read(epoch, deadline_ms);
         }
     }
 
@@ -441,12 +426,7 @@ impl RollCall {
     /// Returns true if a time in which this node was ahead of the log has ended: cursors of other nodes before the
     /// position are incomplete here.
     pub(super) fn end_ahead(&mut self) -> bool {
-        let (before, now) = (self.ahead.len(), self.now_ms);
-        self.ahead.retain(|_, ahead| match ahead.deadline_ms {
-            Some(deadline_ms) => !ahead.awaited.is_empty() && now <= deadline_ms,
-            None => true,
-        });
-        self.ahead.len() < before
+        self.ahead.end_expired(self.now_ms)
     }
 
     /// Nodes that are alive.
@@ -491,194 +471,5 @@ impl RollCall {
             self.changes.clear();
         }
         if self.changes.is_empty() { None } else { Some(self.changes.remove(0)) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(seq: u64) -> MessageId {
-        MessageId { epoch: 1, seq }
-    }
-
-    /// A table of a node that has caught up and has read one entry of each of these runs, numbered 1.
-    fn table(runs: &[u32]) -> RollCall {
-        let mut table = RollCall::new(300_000);
-        table.catch_up();
-        table.advance(1_000_000);
-        for &run in runs {
-            assert_eq!(table.compare(RunId(run), 1), Numbering::Next);
-            assert!(!table.apply(RunId(run), 1, id(u64::from(run)), false));
-        }
-        while table.next_change().is_some() {}
-        table
-    }
-
-    #[test]
-    fn numbers_are_next_duplicate_or_a_jump() {
-        let table = table(&[7]);
-        assert_eq!(table.compare(RunId(7), 2), Numbering::Next);
-        assert_eq!(table.compare(RunId(7), 1), Numbering::Duplicate);
-        assert_eq!(table.compare(RunId(7), 4), Numbering::Jump { first_missing: 2 });
-        // An unknown run is new, and begins with 1, but not during the first catch-up.
-        assert_eq!(table.compare(RunId(8), 3), Numbering::Jump { first_missing: 1 });
-        assert_eq!(RollCall::new(1).compare(RunId(8), 3), Numbering::Next);
-    }
-
-    #[test]
-    fn run_that_does_not_report_is_a_loss_after_ten_seconds() {
-        let mut table = table(&[1, 2]);
-        table.begin_epoch(5, id(9), id(9), false);
-        table.report(RunId(1), true, 5, [].into_iter());
-        table.advance(1_010_000);
-        assert_eq!(table.next_loss(), None);
-        table.advance(1_010_001);
-        assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![RunId(2)] }));
-        assert_eq!(table.next_loss(), None);
-    }
-
-    #[test]
-    fn run_that_has_timed_out_must_report_for_a_minute() {
-        for (silence_ms, is_expected) in [(6_001, true), (60_000, true), (60_001, false)] {
-            let mut table = table(&[1, 2]);
-            for time_ms in [2_000, 4_000, 6_001, silence_ms] {
-                table.advance(1_000_000 + time_ms);
-                table.apply(RunId(1), time_ms, id(time_ms), false);
-            }
-            assert_eq!(table.next_change(), Some(Membership::TimedOut(RunId(2))));
-            table.begin_epoch(5, id(9), id(9), false);
-            table.report(RunId(1), true, 5, [].into_iter());
-            table.advance(1_100_000);
-            let loss = Loss::RollCall { after: id(9), runs: vec![RunId(2)] };
-            assert_eq!(table.next_loss(), is_expected.then_some(loss), "{silence_ms} ms");
-        }
-    }
-
-    #[test]
-    fn run_that_has_shut_down_need_not_report() {
-        let mut table = table(&[1, 2]);
-        table.apply(RunId(2), 2, id(5), false);
-        table.shut_down(RunId(2));
-        assert_eq!((table.next_change(), table.live()), (Some(Membership::ShutDown(RunId(2))), 1));
-        table.begin_epoch(5, id(9), id(9), false);
-        table.report(RunId(1), true, 5, [].into_iter());
-        table.advance(1_100_000);
-        assert_eq!(table.next_loss(), None);
-    }
-
-    #[test]
-    fn entry_that_another_node_has_applied_is_a_loss_once() {
-        let mut table = table(&[1, 2]);
-        table.begin_epoch(5, id(9), id(9), false);
-        table.report(RunId(1), true, 5, [].into_iter());
-        table.report(RunId(3), false, 5, [(RunId(1), 1), (RunId(2), 4)].into_iter());
-        assert_eq!(table.next_loss(), None, "run 2 may send them again");
-        table.report(RunId(2), false, 5, [].into_iter());
-        assert_eq!(table.next_loss(), Some(Loss::Report { run: RunId(2), numbers: (2, 4) }));
-        assert_eq!(table.next_loss(), None);
-        table.report(RunId(4), false, 5, [(RunId(2), 4)].into_iter());
-        assert_eq!(table.next_loss(), None);
-        assert_eq!(table.compare(RunId(2), 5), Numbering::AnnouncedJump);
-    }
-
-    /// A run that has published on an old primary meanwhile jumps over more than other nodes could report.
-    #[test]
-    fn jump_over_more_than_was_announced_is_a_loss_of_the_rest() {
-        let mut table = table(&[1, 2]);
-        table.begin_epoch(5, id(9), id(9), false);
-        table.report(RunId(3), false, 5, [(RunId(2), 4)].into_iter());
-        table.advance(1_010_001);
-        assert_eq!(table.next_loss(), Some(Loss::Report { run: RunId(2), numbers: (2, 4) }));
-        assert_eq!(table.compare(RunId(2), 7), Numbering::Jump { first_missing: 5 });
-        table.report(RunId(1), true, 5, [(RunId(2), 6)].into_iter());
-        table.report(RunId(2), false, 5, [].into_iter());
-        assert_eq!(table.next_loss(), Some(Loss::Report { run: RunId(2), numbers: (5, 6) }));
-    }
-
-    #[test]
-    fn run_whose_entries_the_log_still_has_is_not_reported() {
-        let mut table = table(&[1, 2]);
-        table.apply(RunId(1), 2, id(7), false);
-        table.apply(RunId(2), 2, id(8), false);
-        assert_eq!(table.numbers_after(id(7)).collect::<Vec<_>>(), [(RunId(2), 2)]);
-        assert_eq!(table.numbers_after(id(8)).count(), 0);
-    }
-
-    #[test]
-    fn clock_that_is_set_back_expires_nothing() {
-        let mut table = table(&[1]);
-        table.begin_epoch(5, id(9), id(9), false);
-        table.advance(1_000);
-        assert_eq!((table.next_loss(), table.next_change()), (None, None));
-        table.advance(11_000);
-        assert_eq!(table.next_loss(), None);
-        table.advance(11_001);
-        assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![RunId(1)] }));
-    }
-
-    /// The node is ahead until the other runs have sent the entries again that it has applied, or no longer can.
-    #[test]
-    fn node_is_ahead_until_lost_entries_are_sent_again() {
-        let ahead = || {
-            let mut table = table(&[1, 2, 3]);
-            table.begin_epoch(5, id(1), id(1), true);
-            assert!(table.is_ahead() && !table.end_ahead());
-            table
-        };
-        let mut table = ahead();
-        table.skip(RunId(3), 1);
-        table.apply(RunId(2), 2, id(20), false);
-        assert!(!table.end_ahead(), "the own report was not read");
-        table.report(RunId(1), true, 5, [].into_iter());
-        assert!(table.end_ahead() && !table.is_ahead());
-        // Run 3 has ended.
-        let mut table = ahead();
-        table.report(RunId(1), true, 5, [].into_iter());
-        table.skip(RunId(2), 1);
-        table.advance(1_010_000);
-        assert!(!table.end_ahead());
-        table.advance(1_010_001);
-        assert!(table.end_ahead());
-    }
-
-    #[test]
-    fn nodes_are_not_timed_out_by_an_outage_of_the_log() {
-        let mut table = table(&[1, 2]);
-        table.advance(1_060_000);
-        table.apply(RunId(1), 2, id(3), false);
-        assert_eq!((table.next_change(), table.live()), (None, 2));
-        // Node 1 sends heartbeats again, node 2 does not.
-        for (number, time_ms) in [(3, 1_062_000), (4, 1_064_000), (5, 1_066_000)] {
-            table.advance(time_ms);
-            assert_eq!(table.next_change(), None);
-            table.apply(RunId(1), number, id(number), false);
-        }
-        table.advance(1_067_000);
-        assert_eq!((table.next_change(), table.live()), (Some(Membership::TimedOut(RunId(2))), 1));
-        assert_eq!(table.next_change(), None);
-    }
-
-    #[test]
-    fn times_near_the_end_of_the_clock_do_not_overflow() {
-        let mut table = table(&[1]);
-        for time_ms in [u64::MAX, u64::MAX] {
-            table.advance(time_ms);
-            table.begin_epoch(5, id(9), id(9), false);
-            table.report(RunId(1), true, 5, [(RunId(2), u64::MAX)].into_iter());
-            table.lose_range(Some(6));
-            table.apply(RunId(1), u64::MAX, id(u64::MAX), false);
-            while table.next_loss().is_some() {}
-        }
-        assert_eq!(table.compare(RunId(1), u64::MAX), Numbering::Duplicate);
-    }
-
-    #[test]
-    fn table_of_runs_is_bounded() {
-        let mut table = table(&[]);
-        for run in 0..2 * RUNS_MAX as u32 {
-            table.apply(RunId(run), 1, id(1), false);
-        }
-        assert_eq!(table.runs.len(), RUNS_MAX);
     }
 }
