@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::commands::SentCommand;
-use super::event::LinkLoss;
+use super::notice::LinkLoss;
 use super::replies::{BadReply, ShortReplies, ShortReply};
 use super::resp::Decoder;
 

@@ -18,10 +18,10 @@
 
 use std::collections::VecDeque;
 
+use super::discontinuity::{LogDiscontinuity, LossCause, MissingEntries};
 use super::entry::{BadEntry, Entry, Item, Items, RunNumbers, are_copies};
-use super::event::{
-    LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LossCause, Marker, MissingEntries, PublishFailure,
-};
+use super::event::{LinkEvent, LogEntry, Marker, PublishFailure};
+use super::notice::LinkNotice;
 use super::pending::{Content, PendingEntries, PendingEntry};
 use super::replies::MarkerText;
 use super::resp::Span;

@@ -7,11 +7,14 @@
 //!
 //! - [`link`]: the two connections of a node, the phases in which they are opened, and the entries that they carry.
 //!   `connection`, `client_blocks` and `replica_wait` are parts of it.
-//! - `log_reader`: the rules by which an entry is applied, is skipped as a duplicate, or shows a loss.
+//! - `log_reader`: the rules by which an entry is applied, is skipped as a duplicate, or shows a loss
+//!   ([`discontinuity`]).
 //! - `roll_call`: the numbers of all nodes' entries, and the reports that find the losses of nodes that have ended.
 //! - `pending`: entries that were submitted and not read back. `trim`: the oldest entry to keep.
-//! - [`event`]: what the link reports to the server.
-//! - [`entry`]: what an entry of the log contains. [`resp`]: RESP2, the protocol of Redis. `commands`, `replies`.
+//! - [`event`]: the events of the link for the server. [`notice`]: its log lines; `line_limits` limits their rate, and
+//!   `remedy` adds what an operator can do.
+//! - [`entry`]: the contents of an entry of the log, made of `fields`. [`block_set`]: the client ids in heartbeats.
+//! - [`resp`]: RESP2, the protocol of Redis. `commands` are encoded, `replies` decoded.
 //!
 //! # Terms
 //!
@@ -25,12 +28,14 @@ pub mod block_set;
 mod client_blocks;
 mod commands;
 mod connection;
+pub mod discontinuity;
 pub mod entry;
 pub mod event;
 mod fields;
 mod line_limits;
 pub mod link;
 mod log_reader;
+pub mod notice;
 mod pending;
 mod remedy;
 mod replica_wait;

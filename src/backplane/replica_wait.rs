@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::event::LinkNotice;
 use super::line_limits::LineLimits;
+use super::notice::LinkNotice;
 use crate::time::LoopTime;
 
 /// The state of waiting for replicas.

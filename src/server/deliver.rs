@@ -68,8 +68,8 @@ impl<T: Transport> Engine<T> {
     }
 
     pub(super) fn apply(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
-        if self.shared_log.is_some() && self.must_wait(id, &intent, now) {
-            self.wait_for_log(id, intent);
+        if self.shared_log.is_some() && self.must_wait_for_log(id, &intent, now) {
+            self.hold_for_log(id, intent);
             return;
         }
         match intent {

@@ -4,8 +4,9 @@
 use std::rc::Rc;
 
 use oyez::backplane::entry::{Item, LogMessage};
-use oyez::backplane::event::{LinkEvent, LinkNotice, PublishFailure};
+use oyez::backplane::event::{LinkEvent, PublishFailure};
 use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
+use oyez::backplane::notice::LinkNotice;
 use oyez::time::LoopTime;
 use oyez::wire::Kind;
 

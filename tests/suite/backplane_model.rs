@@ -13,14 +13,15 @@
 //!
 //! At the end every publish was answered, and every subscriber is attached.
 //!
-//! One loss is not announced, as the manual says: messages that a node publishes on an old primary, if it crashes there,
-//! and the other nodes did not await its report or have ended the roll call of the failover.
+//! One loss is not announced, as the manual says: messages that a node publishes on an old primary, if it crashes
+//! there, and the other nodes did not await its report or have ended the roll call of the failover.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use oyez::backplane::discontinuity::LossCause;
 use oyez::backplane::entry::{Item, LogMessage};
-use oyez::backplane::event::{LinkEvent, LossCause, Marker, PublishFailure};
+use oyez::backplane::event::{LinkEvent, Marker, PublishFailure};
 use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side, SubmitError};
 use oyez::ids::MessageId;
 use oyez::time::LoopTime;

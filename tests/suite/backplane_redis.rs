@@ -8,9 +8,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use oyez::backplane::discontinuity::LossCause;
 use oyez::backplane::entry::{Item, LogMessage};
-use oyez::backplane::event::{LinkEvent, LinkNotice, LossCause, PublishFailure};
+use oyez::backplane::event::{LinkEvent, PublishFailure};
 use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
+use oyez::backplane::notice::LinkNotice;
 use oyez::ids::MessageId;
 use oyez::time::LoopTime;
 use oyez::wire::Kind;

@@ -1,7 +1,7 @@
 //! The reply to a command, and what the command lets it contain.
 
 use crate::backplane::commands::SentCommand;
-use crate::backplane::event::LinkLoss;
+use crate::backplane::notice::LinkLoss;
 use crate::backplane::replies::{OpenReply, number};
 
 /// A reply that is not an error. Each method expects another content.

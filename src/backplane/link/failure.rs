@@ -1,6 +1,6 @@
 //! The failure of a link.
 
-use crate::backplane::event::LinkLoss;
+use crate::backplane::notice::LinkLoss;
 
 /// Why a link is closed, and when it is opened again.
 #[derive(Debug)]

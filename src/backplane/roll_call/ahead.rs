@@ -44,7 +44,7 @@ impl AheadEntries {
         }
     }
 
-    /// Returns true if there are none.
+    /// Returns true if the log has lost no entry that this node has applied.
     pub(super) fn is_empty(&self) -> bool {
         self.epochs.is_empty()
     }

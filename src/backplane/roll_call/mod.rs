@@ -22,10 +22,10 @@ use ahead::AheadEntries;
 /// A node without an entry for this long, in ms, has timed out: three of its heartbeats are missing.
 pub(super) const LIVE_MS: u64 = 6_000;
 
-/// A node whose last entry is older than this when an epoch ends, in ms, need not report. It is longer than [`LIVE_MS`],
-/// since a node that has timed out may only have been stopped or cut off: it continues, publishes, and the entry may be
-/// lost with the log before another node has read it. If it then crashes, its missing report is all that shows the
-/// loss. The price is a needless gap if the log begins a new epoch within a minute of a node's crash.
+/// A node whose last entry is older than this when an epoch ends, in ms, need not report. It is longer than
+/// [`LIVE_MS`], since a node that has timed out may only have been stopped or cut off: it continues, publishes, and the
+/// entry may be lost with the log before another node has read it. If it then crashes, its missing report is all that
+/// shows the loss. The price is a needless gap if the log begins a new epoch within a minute of a node's crash.
 const EXPECTED_MS: u64 = 60_000;
 
 /// Maximum time in ms for the reports after a marker. A link is re-established within 2 s of a failover's end.

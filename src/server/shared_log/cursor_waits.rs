@@ -14,9 +14,15 @@ use crate::time::LoopTime;
 
 impl<T: Transport> Engine<T> {
     /// Returns true if an intent has to wait until this node has read the shared log up to its present end: its cursor
-    /// is ahead, since the client received it on another node; or an earlier intent of the connection waits.
+    /// is ahead, since the client received it on another node; or an earlier intent of the connection waits. The
+    /// connection then waits, and the intent is to be held.
     #[cold]
-    pub(in crate::server) fn must_wait(&mut self, id: SlotId, intent: &Intent, now: LoopTime) -> bool {
+    pub(in crate::server) fn must_wait_for_log(
+        &mut self,
+        id: SlotId,
+        intent: &Intent,
+        now: LoopTime,
+    ) -> bool {
         let Some(log) = &mut self.shared_log else { return false };
         if log.waiting.contains(id) {
             return true;
@@ -41,9 +47,9 @@ impl<T: Transport> Engine<T> {
         true
     }
 
-    /// Queues an intent until this node has read the shared log.
+    /// Holds an intent of a connection that waits.
     #[cold]
-    pub(in crate::server) fn wait_for_log(&mut self, id: SlotId, intent: Intent) {
+    pub(in crate::server) fn hold_for_log(&mut self, id: SlotId, intent: Intent) {
         if let Some(log) = &mut self.shared_log {
             log.waiting.push(id, intent);
         }

@@ -13,8 +13,7 @@ use crate::ids::{ChannelId, GapReason, MessageId, SlotId};
 use crate::net::transport::Transport;
 use crate::server::engine::Engine;
 use crate::time::LoopTime;
-use crate::wire::notice;
-use crate::wire::{self, Form, Frames};
+use crate::wire::{self, Form, Frames, notice};
 
 /// A turn visits channels until it has visited this many subscribers and channels: about 1 ms.
 const VISITS_PER_TURN: usize = 1_000;

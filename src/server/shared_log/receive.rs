@@ -12,10 +12,10 @@ use log::{log, warn};
 use super::applied_entry::AppliedEntry;
 use super::pending_item::PendingItem;
 use super::shared_settings::SharedSettings;
+use crate::backplane::discontinuity::LogDiscontinuity;
 use crate::backplane::entry::Item;
-use crate::backplane::event::{
-    LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LogItem, Marker, OpenedLog,
-};
+use crate::backplane::event::{LinkEvent, LogEntry, LogItem, Marker, OpenedLog};
+use crate::backplane::notice::LinkNotice;
 use crate::ids::{GapReason, MessageId, RunId};
 use crate::net::transport::Transport;
 use crate::server::engine::Engine;
