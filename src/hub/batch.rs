@@ -320,8 +320,8 @@ impl FinishedBatch {
         Some((self.entries[index].log_index, window))
     }
 
-    /// Limits the context after the batch to the messages after `log_index`: the windows of some `oyez.v1` subscribers end
-    /// with these, and with no earlier ones.
+    /// Limits the context after the batch to the messages after `log_index`: the windows of some `oyez.v1` subscribers
+    /// end with these, and with no earlier ones.
     pub(super) fn start_context_after(&mut self, log_index: u64) {
         let start = self.entries.partition_point(|entry| entry.log_index <= log_index);
         self.compression.start_context_at(Form::Envelope, start);

@@ -16,15 +16,17 @@
 //! | fresh, since its window ended differently | the batch | the batch |
 //! | merged with batches of other channels | the messages after the last one of another channel | these |
 //!
-//! The server records a window end for a connection in one place, `record_compressed` (`server::deliver`), when it has queued a
-//! [`CompressedBatch`]: of `BatchCompression::encode`, in step or fresh, or of `BatchGroup::compress` (`hub::merge`),
-//! merged. Each of them truncates the context as it encodes, whether or not the connection's outbox then takes the batch.
-//! A subscription begins without a window end, and when the numbers are used up, all are forgotten together with the
-//! contexts. Nothing else changes one: replays, and messages that a subscriber is sent early, are plain.
+//! The server records a window end for a connection in one place, `record_compressed` (`server::deliver`), when it has
+//! queued a [`CompressedBatch`]: of `BatchCompression::encode`, in step or fresh, or of `BatchGroup::compress`
+//! (`hub::merge`), merged. Each of them truncates the context as it encodes, whether or not the connection's outbox
+//! then takes the batch. A subscription begins without a window end, and when the numbers are used up, all are
+//! forgotten together with the contexts. Nothing else changes one: replays, and messages that a subscriber is sent
+//! early, are plain.
 //!
-//! The context becomes the shortest of those that occur: one fresh subscriber truncates it to the batch, for all. A connection
-//! that is not sent the batch, or sent it plain in whole or in part, keeps its window and its window end, which is no
-//! longer the channel's. A context may always be shortened at its beginning: its end is still the end of all these windows.
+//! The context becomes the shortest of those that occur: one fresh subscriber truncates it to the batch, for all. A
+//! connection that is not sent the batch, or sent it plain in whole or in part, keeps its window and its window end,
+//! which is no longer the channel's. A context may always be shortened at its beginning: its end is still the end of
+//! all these windows.
 //!
 //! **A limit on everything**: the messages of a context before the last one are a copy. It has at most
 //! `--deflate-context-bytes-per-subscriber` for each subscriber that is in step, so that all contexts together are

@@ -1,9 +1,9 @@
 //! Message ids: maps the hub's log indexes to epochs, and back.
 //!
 //! Inside the hub one `u64` numbers all positions of the log, the *log index*: cursors are compared by it, and it only
-//! increases. It is local to the node. Ids are `<epoch>-<seq>`, and an epoch is one lifetime of the log's data. A server
-//! by itself has one epoch for its whole life, and log index and seq are equal. A log that several nodes share can begin
-//! further epochs, each of which continues the log indexes: only this table translates.
+//! increases. It is local to the node. Ids are `<epoch>-<seq>`, and an epoch is one lifetime of the log's data. A
+//! server by itself has one epoch for its whole life, and log index and seq are equal. A log that several nodes share
+//! can begin further epochs, each of which continues the log indexes: only this table translates.
 
 use crate::ids::{GapReason, MessageId};
 

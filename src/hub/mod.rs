@@ -20,6 +20,7 @@ pub mod compression;
 pub mod creators;
 mod dirty_channels;
 pub mod discontinuity;
+mod duplicate;
 pub(crate) mod epochs;
 mod eviction;
 mod fan_out;
@@ -31,13 +32,14 @@ pub mod persist;
 mod removed;
 pub mod replay;
 mod replay_cache;
+mod size_classes;
 pub mod snapshot;
 pub mod stored_keys;
 mod subscribe;
 pub mod subscriptions;
 
 use std::collections::BTreeMap;
-use std::ops::{Bound, Range};
+use std::ops::Bound;
 use std::rc::Rc;
 
 use slab::Slab;
@@ -54,12 +56,14 @@ use channel::{Channel, PersistState};
 use creators::{Creator, Creators};
 use dirty_channels::DirtyChannels;
 use discontinuity::LatestLoss;
+pub use duplicate::Duplicate;
 use epochs::Epochs;
-use eviction::{Shifted, SizeClasses};
+pub use eviction::{CHANNEL_BYTES, HistoryUsage};
 pub use fan_out::Unsent;
-use idempotency::{IdempotencyCache, IdempotencyKey, KeyUse};
+use idempotency::IdempotencyCache;
 use removed::{Removed, RemovedChannels};
 use replay_cache::ReplayCache;
+use size_classes::SizeClasses;
 pub use subscribe::{SubscribeOptions, Subscribed};
 pub use subscriptions::{Moved, Subscription, SubscriptionState};
 
@@ -102,29 +106,6 @@ pub struct Hub {
     uncompressed: Patterns,
 }
 
-/// The messages and bytes of all histories together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HistoryUsage {
-    /// Messages.
-    pub messages: usize,
-    /// Bytes of the frames of the messages, with [`history::MESSAGE_BYTES`] for each message and [`CHANNEL_BYTES`] for
-    /// each channel.
-    pub bytes: usize,
-}
-
-impl HistoryUsage {
-    fn of(channel: &Channel) -> HistoryUsage {
-        let messages = channel.history.len();
-        let channel_bytes = if messages > 0 { CHANNEL_BYTES } else { 0 };
-        HistoryUsage { messages, bytes: channel.history.bytes() + channel_bytes }
-    }
-}
-
-/// The cost of a channel with history in addition to its messages: its entry, its name in two tables, its first
-/// allocations. Measured by the allocator's count: channels of one message of one byte take 595 bytes each, of which
-/// the message counts 67; of 4 such messages 763 (268), of 15 1,969 (1,005), of 48 3,343 (3,216).
-pub const CHANNEL_BYTES: usize = 640;
-
 /// `--channels-max` is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelsFull;
@@ -138,15 +119,6 @@ pub struct Published {
     pub log_index: u64,
     /// The channel's number of subscribers.
     pub subscribers: usize,
-}
-
-/// An idempotency key that was used before.
-#[derive(Clone, Copy, Debug)]
-pub enum Duplicate {
-    /// The key was used with the same payload: the message is already published.
-    Same(Published),
-    /// With another payload: the publisher has used the key for two messages, and the second one is not published.
-    OtherPayload,
 }
 
 /// Entries of the table of channels that are never released: some 400 KiB.
@@ -205,11 +177,6 @@ impl Hub {
     /// The number of subscriptions to all channels.
     pub fn subscriptions(&self) -> usize {
         self.subscriptions
-    }
-
-    /// The messages and bytes of all histories.
-    pub fn history_usage(&self) -> HistoryUsage {
-        self.usage
     }
 
     /// The log's last message, as a cursor: all later messages are new.
@@ -388,107 +355,6 @@ impl Hub {
         Published { id: self.id(self.log_index), log_index: self.log_index, subscribers }
     }
 
-    /// Finds the message that was published under a key before.
-    pub fn find_duplicate(
-        &mut self,
-        key: IdempotencyKey<'_>,
-        kind: Kind,
-        payload: &[u8],
-        now: LoopTime,
-    ) -> Option<Duplicate> {
-        Some(match self.idempotency.find(key, kind, payload, now)? {
-            KeyUse::SamePayload(log_index) => {
-                let subscribers = self.info(key.channel).subscribers;
-                Duplicate::Same(Published { id: self.id(log_index), log_index, subscribers })
-            }
-            KeyUse::OtherPayload => Duplicate::OtherPayload,
-        })
-    }
-
-    /// Forgets an idempotency key that was recorded with this message or an earlier one.
-    pub fn forget_key_until(&mut self, key: IdempotencyKey<'_>, message: MessageId) {
-        if let Ok(log_index) = self.epochs.log_index(message, self.log_index) {
-            self.idempotency.forget_until(key, log_index);
-        }
-    }
-
-    /// Records the key of a published message.
-    pub fn record_key(
-        &mut self,
-        key: IdempotencyKey<'_>,
-        kind: Kind,
-        payload: &[u8],
-        log_index: u64,
-        now: LoopTime,
-    ) {
-        self.idempotency.record(key, kind, payload, log_index, now);
-    }
-
-    /// Identifies the table of idempotency keys. It continues with a history file.
-    pub fn key_run(&self) -> u32 {
-        self.idempotency.run()
-    }
-
-    /// Derives the order in which idempotency keys are evicted from the identity of a shared log.
-    pub fn seed_idempotency(&mut self, birth: u32) {
-        self.idempotency.seed(u64::from(birth));
-    }
-
-    /// Forgets the idempotency keys of messages after a log index, which a shared log has lost: all nodes must know the
-    /// same keys.
-    pub fn forget_keys_after(&mut self, log_index: u64) {
-        self.idempotency.forget_after(log_index);
-    }
-
-    /// Evicts the oldest messages of the largest histories while all of them exceed their total limit. The channel
-    /// `spared` is not removed, even without history.
-    fn evict_to_total_max(&mut self, spared: Option<ChannelId>) {
-        while self.usage.bytes > self.history.total_bytes_max
-            && let Some(largest) = self.classes.largest()
-        {
-            self.change_history(largest, |channel| channel.history.evict_oldest());
-            if Some(largest) != spared {
-                self.remove_if_unused(largest);
-            }
-        }
-    }
-
-    /// Evicts the oldest messages of the largest histories, up to a number of bytes or of messages. Returns the number
-    /// of evicted messages. No batch may be open.
-    pub fn evict(&mut self, bytes: usize, messages_max: usize) -> usize {
-        let before = self.usage;
-        let enough = before.bytes.saturating_sub(bytes);
-        while self.usage.bytes > enough
-            && before.messages - self.usage.messages < messages_max
-            && let Some(largest) = self.classes.largest()
-        {
-            self.change_history(largest, |channel| channel.history.evict_oldest());
-            self.remove_if_unused(largest);
-        }
-        before.messages - self.usage.messages
-    }
-
-    /// Returns true if there are messages or idempotency keys, which expire.
-    pub fn has_expiring_data(&self) -> bool {
-        self.usage.messages > 0 || !self.idempotency.is_empty()
-    }
-
-    /// Forgets expired idempotency keys, by the time of the log.
-    pub fn expire_keys(&mut self, log_time: LoopTime) {
-        self.idempotency.expire(log_time);
-    }
-
-    /// Evicts expired messages of the channels with these keys.
-    pub fn expire(&mut self, keys: Range<usize>, now: LoopTime) {
-        for key in keys {
-            if self.channels.contains(key) {
-                let id = ChannelId(key as u32);
-                self.expire_channel(id, now);
-                self.remove_if_unused(id);
-            }
-        }
-    }
-
     /// One more than the highest key of a channel in the table.
     pub fn keys_end(&self) -> usize {
         self.channels.capacity()
@@ -508,38 +374,6 @@ impl Hub {
         self.open_batches.shrink_to(self.channels.len());
         if let Some(dirty_channels) = &mut self.dirty_channels {
             dirty_channels.shrink();
-        }
-    }
-
-    fn expire_channel(&mut self, id: ChannelId, now: LoopTime) {
-        let age_ms = self.history.age_ms;
-        self.change_history(id, |channel| channel.history.expire(age_ms, now));
-    }
-
-    fn change_history(&mut self, id: ChannelId, change: impl FnOnce(&mut Channel)) {
-        let channel = &mut self.channels[id.0 as usize];
-        let before = HistoryUsage::of(channel);
-        change(channel);
-        if let Some(dirty_channels) = &mut self.dirty_channels
-            && channel.history.len() != before.messages
-        {
-            dirty_channels.mark(id);
-        }
-        self.account(id, before);
-    }
-
-    /// Brings the totals and the classes up to date after a history has changed.
-    fn account(&mut self, id: ChannelId, before: HistoryUsage) {
-        let channel = &mut self.channels[id.0 as usize];
-        let (after, bytes) = (HistoryUsage::of(channel), channel.history.bytes());
-        self.usage.messages = self.usage.messages + after.messages - before.messages;
-        self.usage.bytes = self.usage.bytes + after.bytes - before.bytes;
-        if SizeClasses::must_move(channel.rank, bytes) {
-            let (rank, shifted) = self.classes.move_channel(id, channel.rank, bytes);
-            channel.rank = rank;
-            if let Some(Shifted { channel, rank }) = shifted {
-                self.channels[channel.0 as usize].rank = rank;
-            }
         }
     }
 

@@ -113,8 +113,8 @@ mod tests {
         };
         assert!(is_known(7) && is_known(206), "800 ms old, and 999");
         assert!(!is_known(207));
-        assert_eq!(restore().key_run(), hub_of(&stored).key_run());
-        assert_ne!(restore().key_run(), hub().key_run());
+        assert_eq!(restore().key_table_id(), hub_of(&stored).key_table_id());
+        assert_ne!(restore().key_table_id(), hub().key_table_id());
     }
 
     fn hub_of(stored: &StoredKeys) -> Hub {

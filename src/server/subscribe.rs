@@ -78,16 +78,16 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Returns `run` of `hello`. It identifies the table in which the server looks for the client's idempotency keys,
-    /// and differs for another process, unless both share a log or the history file continues the table, and for another
-    /// publisher. An anonymous client that reconnects from another network (a phone that leaves the Wi-Fi) is another
-    /// publisher, and must not repeat its earlier messages.
+    /// and differs for another process, unless both share a log or the history file continues the table, and for
+    /// another publisher. An anonymous client that reconnects from another network (a phone that leaves the Wi-Fi) is
+    /// another publisher, and must not repeat its earlier messages.
     fn idempotency_run(&self, id: SlotId, rights: &Rights) -> String {
         let Some(slot) = self.slots.get(id) else { return String::new() };
         // The same in each release, unlike the hasher of the standard library.
         let mut hasher = SipHasher13::new();
         let table = match self.shared_log.as_ref().and_then(|log| log.birth()) {
             Some(birth) => birth,
-            None => self.hub.key_run(),
+            None => self.hub.key_table_id(),
         };
         (table, identity(rights, slot.peer.ip())).hash(&mut hasher);
         format!("{:08x}", hasher.finish() as u32)
