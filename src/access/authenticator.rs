@@ -12,7 +12,7 @@ use super::rate_limiter::RateLimiter;
 use super::rejection_log::RejectionLog;
 use super::ticket::{self, Redemption, StreamTicketError, Tickets};
 use super::token::{LEEWAY_SECONDS, Verifier};
-use crate::close::TokenFault;
+use crate::fault::TokenFault;
 use crate::ids::{RunId, SlotId};
 use crate::time::LoopTime;
 

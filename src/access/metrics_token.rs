@@ -4,7 +4,8 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-/// Minimum length of the token, in bytes: 22 letters of base64 have 128 bits, and some generators write 16 bytes in hex.
+/// Minimum length of the token, in bytes: 22 letters of base64 have 128 bits, and some generators write 16 bytes in
+/// hex.
 pub const METRICS_TOKEN_BYTES_MIN: usize = 16;
 
 /// The hash of the token. Hashes are compared, so the time of a comparison does not depend on the token.

@@ -31,7 +31,7 @@ use serde_json::value::RawValue;
 use super::grant::{Grant, Patterns};
 use super::keys::{Key, Keys};
 use super::printable::{is_name, is_trick};
-use crate::close::{ClaimName, TokenFault};
+use crate::fault::{ClaimName, TokenFault};
 use crate::ids::User;
 
 /// Maximum length of a token, in bytes: it must fit in a request head.

@@ -4,7 +4,7 @@
 
 use super::grant::Grant;
 use super::keys::Keys;
-use crate::close::TokenFault;
+use crate::fault::TokenFault;
 
 /// Maximum length of a token, in bytes: a longer message with one is not read, as in a build that verifies it.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;

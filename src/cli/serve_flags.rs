@@ -96,7 +96,8 @@ pub(super) struct ServeFlags {
     #[arg(long, env = "OYEZ_IDEMPOTENCY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
     idempotency_age_seconds: u32,
 
-    /// File that keeps histories, ids and idempotency keys across restarts; created if it does not exist [default: none].
+    /// File that keeps histories, ids and idempotency keys across restarts; created if it does not exist [default:
+    /// none].
     #[arg(long, env = "OYEZ_HISTORY_FILE", value_name = "PATH")]
     history_file: Option<PathBuf>,
 
@@ -220,7 +221,7 @@ pub(super) struct ServeFlags {
     /// Policy for slow consumers: `close` (4102), or `skip`: drop messages until the queue has drained. A raw
     /// connection has then lost them; others get them from the history.
     #[arg(long, env = "OYEZ_ON_SLOW", value_name = "POLICY", default_value = "close")]
-    on_slow: WhenSlow,
+    on_slow: OnSlowFlag,
 
     #[command(flatten)]
     pub(super) deflate: DeflateFlags,
@@ -322,7 +323,7 @@ pub(super) struct ServeFlags {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum WhenSlow {
+enum OnSlowFlag {
     Close,
     Skip,
 }
@@ -333,7 +334,7 @@ impl ServeFlags {
         self.config().limits.check().map_err(|why| Failure::Usage(why.to_string()))
     }
 
-    /// The configuration, without what depends on the machine and on other files.
+    /// The configuration, without the parts that depend on the machine and on other files.
     pub(super) fn config(&self) -> Config {
         Config {
             listen: Config::default().listen,
@@ -352,7 +353,7 @@ impl ServeFlags {
             command: Vec::new(),
             service_manager: None,
             backplane: None,
-            assets: served(self.no_console),
+            assets: assets(self.no_console),
             tls: self.tls_config(),
         }
     }
@@ -395,8 +396,8 @@ impl ServeFlags {
             slow_bytes_per_second: self.slow_bytes_per_second,
             publish_pause_ms: self.publish_pause_ms,
             on_slow: match self.on_slow {
-                WhenSlow::Close => OnSlow::Close,
-                WhenSlow::Skip => OnSlow::Skip,
+                OnSlowFlag::Close => OnSlow::Close,
+                OnSlowFlag::Skip => OnSlow::Skip,
             },
             deflate: self.deflate.settings(),
             close_timeout_ms: self.close_timeout_ms,
@@ -457,7 +458,7 @@ impl ServeFlags {
 }
 
 /// The files of the console; without the console only the client module.
-fn served(no_console: bool) -> Vec<&'static Asset> {
+fn assets(no_console: bool) -> Vec<&'static Asset> {
     let console = if no_console { &[] } else { console::ASSETS };
     console.iter().chain([&console::CLIENT_MODULE]).collect()
 }

@@ -7,7 +7,7 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown};
 
-use crate::close::TlsFault;
+use crate::fault::TlsFault;
 use crate::time::LoopTime;
 
 /// A non-blocking byte stream in both directions.

@@ -5,7 +5,8 @@
 use super::drain_schedule::DrainSchedule;
 use super::engine::Engine;
 use super::sweeper::Sweeper;
-use crate::close::{Reason, TlsFault};
+use crate::close::Reason;
+use crate::fault::TlsFault;
 use crate::ids::SlotId;
 use crate::net::transport::Transport;
 use crate::session::{Due, State};

@@ -88,7 +88,7 @@ impl<E: Acceptor> Server<E> {
         };
         let (loaded, mut listeners) = addresses.listen_after(&config.tcp, load)?;
         let store = loaded.map(|loaded| continue_log(&mut engine, loaded)).transpose()?;
-        configure_access(&mut engine, config.assets, access_config);
+        set_access(&mut engine, config.assets, access_config);
         engine.shared.metrics.connections_max = connections_max;
         engine.shared.metrics.certificate_expires_at = acceptor.certificate_expires_at();
         let backplane = match &config.backplane {
@@ -133,8 +133,8 @@ fn new_engine<T: Transport>(limits: Limits, snapshot: ClockSnapshot) -> Engine<T
     engine
 }
 
-/// Gives the engine what decides on the rights of clients.
-fn configure_access<T: Transport>(
+/// Sets the rules of access, the static files and the channels without compression.
+fn set_access<T: Transport>(
     engine: &mut Engine<T>,
     assets: Vec<&'static Asset>,
     access_config: AccessConfig,

@@ -13,8 +13,8 @@ use super::unfinished::{Completion, Unfinished};
 use crate::wire::Kind;
 
 /// Decodes received bytes, and advances `input` over them. Messages are passed to `on_message`, frames for the peer
-/// appended to `replies`. Input is left, or a message that is not decompressed, if the frames have reached their maximum
-/// number, or the decompressed messages their maximum cost.
+/// appended to `replies`. Input is left, or a message that is not decompressed, if the frames have reached their
+/// maximum number, or the decompressed messages their maximum cost.
 ///
 /// `unfinished` becomes `None` when the bytes end on a message boundary.
 pub fn receive(

@@ -349,9 +349,9 @@ fn error_codes(folders: &[&str]) -> BTreeSet<String> {
 
 /// The error codes of tokens.
 fn token_error_codes() -> BTreeSet<String> {
-    let close = fs::read_to_string(root().join("src/close.rs")).unwrap();
+    let source = fs::read_to_string(root().join("src/fault.rs")).unwrap();
     let faults =
-        close.lines().filter_map(|line| line.trim().strip_prefix("TokenFault::")?.split_once(" => \""));
+        source.lines().filter_map(|line| line.trim().strip_prefix("TokenFault::")?.split_once(" => \""));
     faults.map(|(_, word)| word.trim_end_matches("\",").to_owned()).filter(|word| is_code(word)).collect()
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use oyez::access::connection_limiter::Proxies;
 use oyez::access::proxy::Network;
-use oyez::close::{ProxyFault, Reason};
+use oyez::close::Reason;
 use oyez::config::Limits;
+use oyez::fault::ProxyFault;
 use oyez::ids::SlotId;
 
 use crate::support::client::Client;

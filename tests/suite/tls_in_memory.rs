@@ -6,8 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use oyez::access::limit::Limit;
-use oyez::close::{Reason, TlsFault};
+use oyez::close::Reason;
 use oyez::config::Limits;
+use oyez::fault::TlsFault;
 use oyez::ids::SlotId;
 use oyez::net::tls::{TlsBuffers, TlsStream};
 use oyez::net::transport::Transport;

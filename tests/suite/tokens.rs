@@ -5,7 +5,7 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use oyez::access::grant::Grant;
 use oyez::access::keys::{BadKey, Keys, SigningKey};
 use oyez::access::token::{LEEWAY_SECONDS, NewClaims, OyezClaim, TOKEN_BYTES_MAX, Verifier};
-use oyez::close::{ClaimName, TokenFault};
+use oyez::fault::{ClaimName, TokenFault};
 use oyez::ids::ChannelName;
 use proptest::prelude::*;
 use ring::rand::SystemRandom;

@@ -2,6 +2,7 @@
 //!
 //! In a build without the cargo feature `tls`, `tls_missing` takes the place of this module.
 
+mod buffers;
 mod certificate;
 mod handshakes;
 mod stream;
@@ -18,7 +19,8 @@ use super::acceptor::Acceptor;
 use crate::config;
 use certificate::{LoadedCertificate, Resumption};
 
-pub use stream::{TlsBuffers, TlsStream};
+pub use buffers::TlsBuffers;
+pub use stream::TlsStream;
 
 /// A fatal internal_error alert in the clear (RFC 8446 6): overload leaves no time for a handshake.
 const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];

@@ -11,7 +11,6 @@
 //! No event announces these bytes. So a read reports that there is more (**drain or requeue**), and a connection is
 //! flushed when its outbox is empty *and* no encrypted bytes are left.
 
-use std::cell::Cell;
 use std::fmt;
 use std::io::{self, IoSlice, Write};
 use std::mem;
@@ -23,21 +22,10 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
 use rustls::{Error, ServerConfig};
 
-use super::handshakes::Handshakes;
-use crate::close::TlsFault;
+use super::buffers::{PLAINTEXT_BYTES_MAX, READ_BYTES, RECORD_BYTES_MAX, TlsBuffers};
+use crate::fault::TlsFault;
 use crate::net::transport::{ReadOutcome, Transport};
 use crate::time::LoopTime;
-
-/// Maximum record on the wire: 16 KiB, the expansion by encryption, and the header (RFC 5246 6.2.3; RFC 8446 5.2 allows
-/// less). A ClientHello must fit as well: with the key shares that browsers send it has 2 KiB.
-const RECORD_BYTES_MAX: usize = (16 << 10) + 2048 + 5;
-
-/// Maximum plaintext of one record (RFC 8446 5.1).
-const PLAINTEXT_BYTES_MAX: usize = 16 << 10;
-
-/// Ciphertext of one read, after the stored beginning of a record: as much as the loop reads of a plain connection at a
-/// time.
-const READ_BYTES: usize = 16 << 10;
 
 /// Ciphertext of one read for a reader with less room. Plaintext without room in the reader's buffer is stored, so a
 /// read of 16 KiB would store that much for each of thousands of connections that are read in small steps; a smaller
@@ -56,54 +44,6 @@ const SILENT_RECORD_COST_BYTES: usize = 512;
 
 /// The header of a record (RFC 8446 5.1).
 const RECORD_HEADER_BYTES: usize = 5;
-
-/// Shared by all connections of a loop: buffers, and a turn's budget of handshakes.
-pub struct TlsBuffers {
-    incoming: Cell<Vec<u8>>,
-    plaintext: Cell<Vec<u8>>,
-    outgoing: Cell<Vec<u8>>,
-    handshakes: Handshakes,
-    /// The value of `Date` for a client that speaks plain HTTP.
-    date: Cell<Rc<str>>,
-    /// Makes the response to a client that speaks plain HTTP.
-    plain_http_response: fn(Rc<str>) -> Vec<u8>,
-    /// The cost of the last read, which the loop takes after it: see [`Transport::take_read_cost`].
-    read_cost: Cell<usize>,
-}
-
-impl TlsBuffers {
-    /// Buffers with a maximum of handshakes per turn. One handshake costs as much as a hundred deliveries, and without
-    /// a maximum all subscribers would wait for all clients that connect at once.
-    pub fn new(handshakes_per_turn: usize, plain_http_response: fn(Rc<str>) -> Vec<u8>) -> TlsBuffers {
-        TlsBuffers {
-            incoming: Cell::new(vec![0; RECORD_BYTES_MAX + READ_BYTES]),
-            plaintext: Cell::new(Vec::with_capacity(PLAINTEXT_BYTES_MAX)),
-            outgoing: Cell::new(vec![0; RECORD_BYTES_MAX]),
-            handshakes: Handshakes::new(handshakes_per_turn),
-            date: Cell::default(),
-            plain_http_response,
-            read_cost: Cell::new(0),
-        }
-    }
-
-    /// Begins a turn, with the value of the `Date` header.
-    pub fn begin_turn(&self, date: Rc<str>) {
-        self.date.set(date);
-        self.handshakes.begin_turn();
-    }
-
-    fn date(&self) -> Rc<str> {
-        let date = self.date.take();
-        self.date.set(date.clone());
-        date
-    }
-}
-
-impl fmt::Debug for TlsBuffers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsBuffers").field("handshakes_left", &self.handshakes.left).finish_non_exhaustive()
-    }
-}
 
 /// A connection over TLS.
 pub struct TlsStream<S> {
@@ -322,7 +262,7 @@ impl<S: Transport> TlsStream<S> {
     fn queue_alert(&mut self, fault: TlsFault, rest: &mut [u8]) {
         self.outbound = Outbound::AlertSent;
         if fault == TlsFault::PlainHttp {
-            self.outgoing = (self.buffers.plain_http_response)(self.buffers.date());
+            self.outgoing = self.buffers.plain_http_response();
             return;
         }
         let sent_before = self.outgoing.len();
@@ -577,8 +517,8 @@ impl<S: fmt::Debug> fmt::Debug for TlsStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsStream")
             .field("socket", &self.socket)
-            .field("inward", &self.inbound)
-            .field("outward", &self.outbound)
+            .field("inbound", &self.inbound)
+            .field("outbound", &self.outbound)
             .finish_non_exhaustive()
     }
 }

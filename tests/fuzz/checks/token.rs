@@ -10,7 +10,7 @@ use oyez::access::printable::{SUB_BYTES_MAX, is_name, is_trick};
 use oyez::access::token::{
     INFO_BYTES_MAX, LEEWAY_SECONDS, NewClaims, OyezClaim, TOKEN_BYTES_MAX, Verifier, show_claims,
 };
-use oyez::close::TokenFault;
+use oyez::fault::TokenFault;
 use ring::hmac;
 use serde_json::{Value, json};
 
