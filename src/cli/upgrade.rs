@@ -1,7 +1,7 @@
 //! Executes the next program in this process, with the listening sockets as a service manager passes them.
 //!
-//! The program may have been removed since its check, by a deployment that failed for example. Then this program is executed
-//! again: its file is open as long as it runs.
+//! The program may have been removed since its check, by a deployment that failed for example. Then this program is
+//! executed again: its file is open as long as it runs.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

@@ -40,8 +40,8 @@
 //!   [`crate::net::tls`] are TLS over one.
 //! - `start` sets up everything that can fail, `reload` reads files again, `upgrade` replaces the program, and
 //!   `signal_mask` keeps signals for the next one.
-//! - `service_manager` notifies systemd, [`store`] is the history file, `process` reads memory and processor time of the
-//!   process for `/metrics`.
+//! - `service_manager` notifies systemd, [`store`] is the history file, `process` reads memory and processor time of
+//!   the process for `/metrics`.
 
 mod admission;
 mod backplane;
@@ -338,8 +338,8 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    /// Handles pending signals: SIGHUP reloads files, SIGUSR2 replaces the program, SIGTERM and SIGINT begin the shutdown or
-    /// end it at once.
+    /// Handles pending signals: SIGHUP reloads files, SIGUSR2 replaces the program, SIGTERM and SIGINT begin the
+    /// shutdown or end it at once.
     fn handle_signals(&mut self, read_files: &mut impl FnMut() -> ReloadedFiles, now: LoopTime) {
         if !mem::take(&mut self.has_signals) {
             return;
@@ -417,7 +417,8 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    /// Handles expired deadlines, continues an upgrade, notifies the service manager, and sends changed channels to the thread that writes the history file.
+    /// Handles expired deadlines, continues an upgrade, notifies the service manager, and sends changed channels to the
+    /// thread that writes the history file.
     fn expire(&mut self, now: LoopTime) {
         self.engine.expire(now);
         self.expire_link(now);

@@ -1,8 +1,8 @@
 //! The time of the phases of a turn, in some of the turns.
 //!
-//! The clock is read twice per turn. After each phase too it would cost 0.7 us, of the 8 us that a turn with one message
-//! takes; in one of [`PHASES_SAMPLED_TURNS`] turns it is 0.6 %. These turns are chosen at random, since the turns of one
-//! publisher may alternate between two kinds of work.
+//! The clock is read twice per turn. After each phase too it would cost 0.7 us, of the 8 us that a turn with one
+//! message takes; in one of [`PHASES_SAMPLED_TURNS`] turns it is 0.6 %. These turns are chosen at random, since the
+//! turns of one publisher may alternate between two kinds of work.
 
 use std::mem;
 use std::time::{Duration, Instant};

@@ -23,12 +23,12 @@ const SPARSE_COST_BYTES_MAX: usize = 4 << 10;
 /// client waited for 500 turns and 2.3 s.
 const NEW_SHARE_BYTES_MIN: usize = 1 << 10;
 
-/// The first step of a WebSocket ([`ReadShare::next_read`]): one small message. Two reads of a message of 512 bytes cost a
-/// third more than one.
+/// The first step of a WebSocket ([`ReadShare::next_read`]): one small message. Two reads of a message of 512 bytes
+/// cost a third more than one.
 const FRAMES_STEP_BYTES: usize = 1 << 10;
 
-/// Frames of a WebSocket are decoded in one visit at least up to this cost: 28 empty ones, which take 10 us, and all of a
-/// step of 32 bytes each. Further ones, of which a step may have 170, wait for the next visit.
+/// Frames of a WebSocket are decoded in one visit at least up to this cost: 28 empty ones, which take 10 us, and all of
+/// a step of 32 bytes each. Further ones, of which a step may have 170, wait for the next visit.
 const FRAMES_COST_MIN: usize = 28 * 64;
 
 /// Maximum rest of a frame that is read before the session handles the first step: the messages of most clients are

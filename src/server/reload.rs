@@ -11,7 +11,8 @@ use crate::access::metrics_token::MetricsToken;
 use crate::access::token::Verifier;
 use crate::net::acceptor::Acceptor;
 
-/// The content of the files that SIGHUP reads again, except the certificate; or the reason for which a file cannot be used.
+/// The content of the files that SIGHUP reads again, except the certificate; or the reason for which a file cannot be
+/// used.
 #[derive(Debug)]
 pub struct ReloadedFiles {
     /// The keys; `None`: none are configured.
@@ -21,8 +22,8 @@ pub struct ReloadedFiles {
 }
 
 impl<E: Acceptor> Server<E> {
-    /// Uses the files for clients that connect, and for requests, from now on. No connection closes, and a file that cannot
-    /// be used changes nothing.
+    /// Uses the files for clients that connect, and for requests, from now on. No connection closes, and a file that
+    /// cannot be used changes nothing.
     pub(super) fn reload(&mut self, files: ReloadedFiles, unix_now: Duration) {
         // In a drain, `READY=1` would announce that the server serves again.
         let is_notified = self.phase == ShutdownPhase::Serving;

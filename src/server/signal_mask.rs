@@ -1,8 +1,8 @@
 //! The signals that wait while one program replaces another in this process.
 //!
-//! execve(2) resets the handlers of signals, so until the next program has its own, a SIGHUP or SIGUSR2 would end the process.
-//! Blocked signals stay pending over execve(2), and are delivered to the next program. The old program blocks them before it
-//! looks for a signal to end the last time, so none is lost in between.
+//! execve(2) resets the handlers of signals, so until the next program has its own, a SIGHUP or SIGUSR2 would end the
+//! process. Blocked signals stay pending over execve(2), and are delivered to the next program. The old program blocks
+//! them before it looks for a signal to end the last time, so none is lost in between.
 
 use log::warn;
 use nix::sys::signal::{SigSet, Signal};

@@ -1,15 +1,15 @@
 //! SIGUSR2: replaces the program by the one that is now at its path, without refusing a connection.
 //!
 //! 1. The new program checks its flags and files in a child process (`--check`). If it fails, this server continues.
-//! 2. The server drains, as at its end, but its listening sockets stay open: clients that connect meanwhile wait in their
-//!    backlogs. It writes its history file to the end and closes it.
-//! 3. The process executes the new program (execve(2)), with the listening sockets as a service manager passes them. It loads
-//!    the history file and accepts the clients that wait.
+//! 2. The server drains, as at its end, but its listening sockets stay open: clients that connect meanwhile wait in
+//!    their backlogs. It writes its history file to the end and closes it.
+//! 3. The process executes the new program (execve(2)), with the listening sockets as a service manager passes them. It
+//!    loads the history file and accepts the clients that wait.
 //!
-//! The process stays the same. So a service manager, a container or a terminal that started it notices a reload and not an
-//! exit, the lock of the history file needs no handover, and at no time do two servers assign ids. The price is that no
-//! client is served while connections are drained; with two processes it would be the same, since the second one cannot
-//! publish before the first has closed the history.
+//! The process stays the same. So a service manager, a container or a terminal that started it notices a reload and not
+//! an exit, the lock of the history file needs no handover, and at no time do two servers assign ids. The price is that
+//! no client is served while connections are drained; with two processes it would be the same, since the second one
+//! cannot publish before the first has closed the history.
 
 use std::ffi::OsString;
 use std::io;
@@ -110,8 +110,8 @@ impl ProgramUpgrade {
         command.spawn().map(CheckProcess)
     }
 
-    /// Returns true if the new program has accepted its configuration. Called in each turn; the end of the child process is
-    /// a signal, and so an event.
+    /// Returns true if the new program has accepted its configuration. Called in each turn; the end of the child
+    /// process is a signal, and so an event.
     fn has_passed(&mut self, now: LoopTime) -> bool {
         let UpgradeState::Checking { check, until } = &mut self.state else { return false };
         let why = match check.0.try_wait() {

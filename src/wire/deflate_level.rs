@@ -8,8 +8,8 @@
 //! depends on the text, and a publisher may send an adversarial one: random text of two letters has a match at nearly
 //! every position of the window.
 
-/// What a level costs: measured with zlib-rs 0.6 and the messages of `benches/pairs/messages.py` in a context of 32 KiB, on an
-/// AMD EPYC. The bench `deflate` (`benches/pieces.rs`) measures similar ones.
+/// What a level costs: measured with zlib-rs 0.6 and the messages of `benches/pairs/messages.py` in a context of 32
+/// KiB, on an AMD EPYC. The bench `deflate` (`benches/pieces.rs`) measures similar ones.
 struct LevelCost {
     level: u8,
     ns_per_message: usize,

@@ -1,7 +1,7 @@
 //! Takes the place of the module `zlib` in a build without the cargo feature `deflate`.
 //!
-//! No connection negotiates compression there (`Accepted::select`), so no compressor and no decompressor is ever made, and
-//! the compiler removes what is done with one: the types have no values.
+//! No connection negotiates compression there (`Accepted::select`), so no compressor and no decompressor is ever made,
+//! and the compiler removes what is done with one: the types have no values.
 
 use std::convert::Infallible;
 

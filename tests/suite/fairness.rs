@@ -159,8 +159,8 @@ fn message_among_a_thousand_floods_that_begin_at_once_waits_for_few_turns() {
     let mixed =
         [frames::masked(TEXT, &[b'x'; 300]), frames::masked(TEXT, b"").repeat(200)].concat().repeat(3);
     let publish = frames::masked(TEXT, br#"{"type":"publish","ch":"own","text":"x"}"#).repeat(200);
-    // A visit costs at most the share of 1,024 bytes, or that of the first step and of 28 frames: 2,650 with empty ones. A
-    // turn has three quarters of 262,144 for the new ones: 14 turns.
+    // A visit costs at most the share of 1,024 bytes, or that of the first step and of 28 frames: 2,650 with empty
+    // ones. A turn has three quarters of 262,144 for the new ones: 14 turns.
     for ((turns, read), (turns_max, read_max)) in [
         (turns_during_new_floods(v1, &empty), (16, 2_000 << 10)),
         (turns_during_new_floods(v1, &publish), (16, 2_000 << 10)),

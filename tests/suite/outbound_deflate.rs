@@ -1,5 +1,5 @@
-//! Compressed messages to subscribers (permessage-deflate): every subscriber has a separate decompressor and window, and
-//! must decode the published messages. In memory, over the engine.
+//! Compressed messages to subscribers (permessage-deflate): every subscriber has a separate decompressor and window,
+//! and must decode the published messages. In memory, over the engine.
 
 use std::process::Command;
 

@@ -1,10 +1,10 @@
-//! Restarts that refuse no client: SIGUSR2, which executes the program again in the same process, and a listening socket that
-//! stays open while the process is replaced, as with a socket unit.
+//! Restarts that refuse no client: SIGUSR2, which executes the program again in the same process, and a listening
+//! socket that stays open while the process is replaced, as with a socket unit.
 //!
-//! Method: real servers with a history file. A thousand subscribers of `oyez.v1` resume from their cursors, and two publishers
-//! send 100 requests a second, one over kept connections and one over a new connection for each message. They behave as
-//! clients should: an answer 503 or a connection that closes is followed by another attempt under the same idempotency key.
-//! A refused connection, a gap, a missing or a repeated message fails the test.
+//! Method: real servers with a history file. A thousand subscribers of `oyez.v1` resume from their cursors, and two
+//! publishers send 100 requests a second, one over kept connections and one over a new connection for each message.
+//! They behave as clients should: an answer 503 or a connection that closes is followed by another attempt under the
+//! same idempotency key. A refused connection, a gap, a missing or a repeated message fails the test.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};

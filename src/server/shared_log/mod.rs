@@ -4,8 +4,8 @@
 //! its hub. Requests that concern all nodes are items of the log too. [`SharedLog`] is the state that outlives a turn.
 //! The other files are methods of the engine and of the loop:
 //!
-//! - [`receive`] is the receive phase: it applies the entries of the log. `phases` is the log's part of the loop, `turn`
-//!   the end of a turn and its deadlines.
+//! - [`receive`] is the receive phase: it applies the entries of the log. `phases` is the log's part of the loop,
+//!   `turn` the end of a turn and its deadlines.
 //! - `publish` sends messages to the log, publishes those that return, and acknowledges them. `replication` delays
 //!   the acknowledgements until replicas have the messages. `submit` sends other requests of clients to the log.
 //! - `cursor_waits` delays subscriptions whose cursor is ahead of this node.

@@ -234,7 +234,8 @@ impl Store {
         }
     }
 
-    /// Writes all remaining changes, the idempotency keys, and the mark of a clean shutdown. Returns false if that failed.
+    /// Writes all remaining changes, the idempotency keys, and the mark of a clean shutdown. Returns false if that
+    /// failed.
     ///
     /// This is the only place that waits for the disk, for at most `timeout` for each result: all connections are
     /// closed.

@@ -1,5 +1,5 @@
-//! Negotiation of permessage-deflate. For arbitrary text, the answer has only parameters that were offered. For generated
-//! offers, the answer is the one that RFC 7692 requires.
+//! Negotiation of permessage-deflate. For arbitrary text, the answer has only parameters that were offered. For
+//! generated offers, the answer is the one that RFC 7692 requires.
 
 use oyez::config::DeflateMode;
 use oyez::session::http::extensions::{Accepted, Compression};

@@ -1,5 +1,5 @@
-//! The rules that hold for any bytes which clients, proxies, operators, files and Redis give the server, as functions that
-//! panic if a rule is broken.
+//! The rules that hold for any bytes which clients, proxies, operators, files and Redis give the server, as functions
+//! that panic if a rule is broken.
 //!
 //! The fuzz targets call them with inputs that libFuzzer searches for, and the suite with inputs that proptest
 //! generates, so that every run of the tests checks the same rules on the stable toolchain.
