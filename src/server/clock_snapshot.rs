@@ -1,7 +1,18 @@
-//! Readings of the clocks in the history file, the downtime between two processes that continue one log, and random
-//! epochs.
+//! Time over the life of a process and beyond it: readings of the clocks in the history file, the downtime between two
+//! processes that continue one log, and random epochs.
 
 use std::hash::{BuildHasher, RandomState};
+
+use crate::time::LoopTime;
+
+/// The time of the loop, and the same time in milliseconds since the process started: a [`LoopTime`] spans only weeks.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessTime {
+    /// The time of the loop.
+    pub now: LoopTime,
+    /// Milliseconds since the process started.
+    pub millis: u64,
+}
 
 /// The readings of the clocks at the time of a write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

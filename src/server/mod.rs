@@ -35,7 +35,7 @@
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
 //! - `admission` admits or rejects connections, `drain` closes all of them in a `shutdown` by a `drain_schedule`,
 //!   `expire` checks deadlines with the `sweeper`, `client_tables` expires the tables of clients, `log_limit` bounds
-//!   the log lines that peers cause.
+//!   the log lines that peers cause, and `connection_log` writes those of connections.
 //! - [`crate::net::listeners`] accept, [`crate::net::transport`] is a socket, [`crate::net::acceptor`] and
 //!   [`crate::net::tls`] are TLS over one.
 //! - `start` sets up everything that can fail, `reload` reads files again, `upgrade` replaces the program, and
@@ -102,7 +102,6 @@ use signal_hook_mio::v1_0::Signals;
 
 use crate::close::Reason;
 use crate::config::ListenAddress;
-use crate::hub::persist::LogTime;
 use crate::metrics::{MemoryStep, Metrics, TurnPhase};
 use crate::net::acceptor::Acceptor;
 use crate::net::inherited_socket::InheritedSocket;
@@ -112,7 +111,7 @@ use crate::session::http::response::ResponseOptions;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use backplane::Sockets;
-use clock_snapshot::ClockSnapshot;
+use clock_snapshot::{ClockSnapshot, ProcessTime};
 use engine::Engine;
 use memory::AllocatedBytes;
 use phase_timer::PhaseTimer;
@@ -185,8 +184,8 @@ impl Clock {
         self.woke.duration_since(self.started).as_millis() as u64
     }
 
-    fn times(&self) -> LogTime {
-        LogTime { now: self.now(), millis: self.millis() }
+    fn process_time(&self) -> ProcessTime {
+        ProcessTime { now: self.now(), millis: self.millis() }
     }
 
     /// Reads the other clocks, for the next process that reads the history file.
@@ -301,7 +300,8 @@ impl<E: Acceptor> Server<E> {
             ShutdownPhase::Announced { until } | ShutdownPhase::Draining { until } => Some(until),
             ShutdownPhase::Serving | ShutdownPhase::Forced => None,
         };
-        let store = self.store.as_ref().and_then(|store| store.next(&self.engine.hub, self.clock.times()));
+        let store =
+            self.store.as_ref().and_then(|store| store.next(&self.engine.hub, self.clock.process_time()));
         let backplane = self.backplane_deadline();
         let status = self.status();
         let manager = self.service_manager.as_ref().and_then(|manager| manager.next_deadline(status));
@@ -428,7 +428,7 @@ impl<E: Acceptor> Server<E> {
         let clients = self.engine.next_client();
         let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
         if let Some(store) = store {
-            store.flush_changes(hub, &mut shared.metrics, clients, clock.times(), || clock.snapshot());
+            store.flush_changes(hub, &mut shared.metrics, clients, clock.process_time(), || clock.snapshot());
         }
     }
 

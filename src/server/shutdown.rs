@@ -138,7 +138,7 @@ impl<E: Acceptor> Server<E> {
         let clients = self.engine.next_client();
         let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
         store.take().is_none_or(|store| {
-            store.finish(hub, &mut shared.metrics, clients, clock.times(), clock.snapshot(), timeout)
+            store.finish(hub, &mut shared.metrics, clients, clock.process_time(), clock.snapshot(), timeout)
         })
     }
 }

@@ -82,7 +82,7 @@ impl<E: Acceptor> Server<E> {
         let mut engine = new_engine(config.limits, snapshot);
         let load = || match &config.history_file {
             None => Ok(None),
-            Some(file) => store::load(file, &engine.shared.limits, clock.times(), snapshot)
+            Some(file) => store::load(file, &engine.shared.limits, clock.process_time(), snapshot)
                 .map(Some)
                 .map_err(StartError::HistoryFile),
         };

@@ -7,10 +7,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::clock_snapshot::ClockSnapshot;
+use super::clock_snapshot::{ClockSnapshot, ProcessTime};
 use crate::config::{HistoryFile, Limits};
 use crate::hub::Hub;
-use crate::hub::persist::LogTime;
 use crate::metrics::Metrics;
 use crate::time::LoopTime;
 
@@ -59,7 +58,7 @@ impl std::error::Error for OpenError {}
 ///
 /// # Errors
 /// Always.
-pub fn load(file: &HistoryFile, _: &Limits, _: LogTime, _: ClockSnapshot) -> Result<Loaded, OpenError> {
+pub fn load(file: &HistoryFile, _: &Limits, _: ProcessTime, _: ClockSnapshot) -> Result<Loaded, OpenError> {
     Err(OpenError(file.path.clone()))
 }
 
@@ -75,7 +74,7 @@ impl Loaded {
 
 impl Store {
     /// Returns the time of the next call.
-    pub fn next(&self, _: &Hub, _: LogTime) -> Option<LoopTime> {
+    pub fn next(&self, _: &Hub, _: ProcessTime) -> Option<LoopTime> {
         match *self {}
     }
 
@@ -85,7 +84,7 @@ impl Store {
         _: &mut Hub,
         _: &mut Metrics,
         _: u32,
-        _: LogTime,
+        _: ProcessTime,
         _: impl FnOnce() -> ClockSnapshot,
     ) {
         match *self {}
@@ -97,7 +96,7 @@ impl Store {
         _: &mut Hub,
         _: &mut Metrics,
         _: u32,
-        _: LogTime,
+        _: ProcessTime,
         _: ClockSnapshot,
         _: Duration,
     ) -> bool {

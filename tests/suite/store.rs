@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 
 use oyez::config::{HistoryFile, Limits};
 use oyez::hub::Hub;
-use oyez::hub::persist::LogTime;
 use oyez::ids::{ChannelName, Sender, Since};
 use oyez::metrics::Metrics;
-use oyez::server::clock_snapshot::{ClockSnapshot, new_epoch};
+use oyez::server::clock_snapshot::{ClockSnapshot, ProcessTime, new_epoch};
 use oyez::server::store::{self, Loaded, Opened};
 use oyez::time::LoopTime;
 use oyez::wire::Kind;
@@ -629,19 +628,19 @@ fn removed_or_replaced_history_file_is_reported() {
 
 const NOON: ClockSnapshot = ClockSnapshot { unix_ms: 1_800_000_000_000, boot_ms: 5_000_000, boot: 1 };
 
-fn later(stamp: ClockSnapshot, millis: u64) -> ClockSnapshot {
-    ClockSnapshot { unix_ms: stamp.unix_ms + millis, boot_ms: stamp.boot_ms + millis, ..stamp }
+fn later(clocks: ClockSnapshot, millis: u64) -> ClockSnapshot {
+    ClockSnapshot { unix_ms: clocks.unix_ms + millis, boot_ms: clocks.boot_ms + millis, ..clocks }
 }
 
-fn times(millis: u64) -> LogTime {
-    LogTime { now: LoopTime::from_millis(millis), millis }
+fn at(millis: u64) -> ProcessTime {
+    ProcessTime { now: LoopTime::from_millis(millis), millis }
 }
 
-fn open(path: &Path, stamp: ClockSnapshot) -> Result<Opened, store::OpenError> {
+fn open(path: &Path, clocks: ClockSnapshot) -> Result<Opened, store::OpenError> {
     let file = HistoryFile { path: path.to_owned(), sync_ms: 2 };
     let start = Instant::now();
     loop {
-        match store::load(&file, &Limits::default(), times(0), stamp).and_then(Loaded::mark_in_use) {
+        match store::load(&file, &Limits::default(), at(0), clocks).and_then(Loaded::mark_in_use) {
             // A process that another test is about to start shares our descriptors for a short time, and with them
             // the lock.
             Err(error) if error.to_string().contains("uses it") && start.elapsed() < TEST_TIMEOUT => {
@@ -669,14 +668,14 @@ fn page(hub: &mut Hub, channel: &str, millis: u64) -> Vec<Value> {
 }
 
 /// Ends a run in order.
-fn finish(opened: Opened, millis: u64, stamp: ClockSnapshot) {
+fn finish(opened: Opened, millis: u64, clocks: ClockSnapshot) {
     let Opened { store, mut hub, .. } = opened;
     assert!(store.finish(
         &mut hub,
         &mut Metrics::default(),
         77,
-        times(millis),
-        stamp,
+        at(millis),
+        clocks,
         store::SHUTDOWN_WRITE_TIMEOUT
     ));
 }
@@ -722,9 +721,9 @@ fn epoch_of_a_new_log_differs_under_any_clock() {
     let folder = History::new();
     let mut epochs = Vec::new();
     for back in [0, 1, 1_000_000_000, 0] {
-        let stamp = ClockSnapshot { unix_ms: NOON.unix_ms - back, ..NOON };
+        let clocks = ClockSnapshot { unix_ms: NOON.unix_ms - back, ..NOON };
         // Dropped without an end in order.
-        let opened = open(&folder.file(), stamp).unwrap();
+        let opened = open(&folder.file(), clocks).unwrap();
         epochs.push(opened.hub.head().epoch);
         drop(opened);
         await_unlocked(&folder.file());
@@ -774,8 +773,8 @@ fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>, u64) {
     let mut texts = HashMap::new();
     let mut killed = Vec::new();
     for run in 0..3 {
-        let stamp = later(NOON, run * 100_000);
-        let mut opened = open(&folder.file(), stamp).unwrap();
+        let clocks = later(NOON, run * 100_000);
+        let mut opened = open(&folder.file(), clocks).unwrap();
         epoch = opened.hub.head().epoch;
         let mut metrics = Metrics::default();
         for turn in 0..30 {
@@ -787,13 +786,13 @@ fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>, u64) {
             }
             // Wait for each batch, so that there are many.
             let Opened { store, hub, .. } = &mut opened;
-            while store.next(hub, times(turn * 100)).is_some() {
-                store.flush_changes(hub, &mut metrics, 0, times(turn * 100), || stamp);
+            while store.next(hub, at(turn * 100)).is_some() {
+                store.flush_changes(hub, &mut metrics, 0, at(turn * 100), || clocks);
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
         killed = fs::read(folder.file()).unwrap();
-        finish(opened, 3_000, later(stamp, 3_000));
+        finish(opened, 3_000, later(clocks, 3_000));
     }
     (if is_clean { fs::read(folder.file()).unwrap() } else { killed }, texts, epoch)
 }

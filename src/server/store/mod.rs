@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use log::{error, warn};
 
-use super::clock_snapshot::ClockSnapshot;
+use super::clock_snapshot::{ClockSnapshot, ProcessTime};
 use crate::hub::Hub;
 use crate::hub::persist::LogTime;
 use crate::metrics::Metrics;
@@ -115,15 +115,15 @@ impl Store {
     }
 
     /// Returns the time of the next call, if there is work.
-    pub fn next(&self, hub: &Hub, times: LogTime) -> Option<LoopTime> {
+    pub fn next(&self, hub: &Hub, time: ProcessTime) -> Option<LoopTime> {
         let wait_ms = match self.cycle {
             FlushCycle::Failed => return None,
             FlushCycle::Writing { .. } if self.outstanding < BATCHES_MAX => 0,
             FlushCycle::Writing { .. } | FlushCycle::Syncing => RESULT_POLL_MS,
-            FlushCycle::Idle if hub.changes() > 0 => self.next_cycle_ms.saturating_sub(times.millis) as u32,
+            FlushCycle::Idle if hub.changes() > 0 => self.next_cycle_ms.saturating_sub(time.millis) as u32,
             FlushCycle::Idle => return None,
         };
-        Some(times.now.after(wait_ms))
+        Some(time.now.after(wait_ms))
     }
 
     /// Sends one batch of changes to the thread, if a flush cycle is due and the thread has room.
@@ -135,34 +135,34 @@ impl Store {
         hub: &mut Hub,
         metrics: &mut Metrics,
         clients: u32,
-        times: LogTime,
-        stamp: impl FnOnce() -> ClockSnapshot,
+        time: ProcessTime,
+        clocks: impl FnOnce() -> ClockSnapshot,
     ) {
         if self.cycle == FlushCycle::Failed {
             return;
         }
         self.take_results(hub, metrics);
-        self.track_oldest(hub, times.millis);
-        self.warn_if_late(metrics, times.millis);
-        if self.cycle == FlushCycle::Idle && hub.changes() > 0 && times.millis >= self.next_cycle_ms {
-            self.next_cycle_ms = times.millis + (self.sync_ms / 2).max(1);
-            self.oldest_ms = self.waiting_since_ms.take().unwrap_or(times.millis);
+        self.track_oldest(hub, time.millis);
+        self.warn_if_late(metrics, time.millis);
+        if self.cycle == FlushCycle::Idle && hub.changes() > 0 && time.millis >= self.next_cycle_ms {
+            self.next_cycle_ms = time.millis + (self.sync_ms / 2).max(1);
+            self.oldest_ms = self.waiting_since_ms.take().unwrap_or(time.millis);
             self.cycle = FlushCycle::Writing { left: hub.changes() };
         }
         if self.outstanding < BATCHES_MAX && matches!(self.cycle, FlushCycle::Writing { .. }) {
-            self.send_batch(hub, clients, times, stamp());
+            self.send_batch(hub, clients, time, clocks());
         }
     }
 
-    fn send_batch(&mut self, hub: &mut Hub, clients: u32, times: LogTime, stamp: ClockSnapshot) {
+    fn send_batch(&mut self, hub: &mut Hub, clients: u32, time: ProcessTime, clocks: ClockSnapshot) {
         let FlushCycle::Writing { left } = self.cycle else { return };
-        let log_ms = self.started_ms + times.millis;
-        let log_time = LogTime { now: times.now, millis: log_ms };
+        let log_ms = self.started_ms + time.millis;
+        let log_time = LogTime { now: time.now, millis: log_ms };
         let before = hub.changes();
         let changes = hub.take_changes(log_time, left.min(BATCH_CHANGES), BATCH_BYTES);
         let left = left.saturating_sub(before - hub.changes());
         self.cycle = if left == 0 { FlushCycle::Syncing } else { FlushCycle::Writing { left } };
-        let state = LogState { head: hub.log_head(), log_ms, stamp, clients, is_clean: false };
+        let state = LogState { head: hub.log_head(), log_ms, clocks, clients, is_clean: false };
         self.send(WriteBatch { state, changes, keys: None, syncs: left == 0 });
     }
 
@@ -244,18 +244,18 @@ impl Store {
         hub: &mut Hub,
         metrics: &mut Metrics,
         clients: u32,
-        times: LogTime,
-        stamp: ClockSnapshot,
+        time: ProcessTime,
+        clocks: ClockSnapshot,
         timeout: Duration,
     ) -> bool {
         self.take_results(hub, metrics);
         while hub.changes() > 0 && self.wait(BATCHES_MAX - 1, timeout, hub, metrics) {
             self.cycle = FlushCycle::Writing { left: hub.changes() };
-            self.send_batch(hub, clients, times, stamp);
+            self.send_batch(hub, clients, time, clocks);
         }
-        let log_ms = self.started_ms + times.millis;
-        let state = LogState { head: hub.log_head(), log_ms, stamp, clients, is_clean: true };
-        let keys = hub.stored_keys(LogTime { now: times.now, millis: log_ms });
+        let log_ms = self.started_ms + time.millis;
+        let state = LogState { head: hub.log_head(), log_ms, clocks, clients, is_clean: true };
+        let keys = hub.stored_keys(LogTime { now: time.now, millis: log_ms });
         let batch = WriteBatch { state, changes: Vec::new(), keys: Some(keys), syncs: true };
         let is_done = self.wait(BATCHES_MAX - 1, timeout, hub, metrics)
             && self.send(batch)
@@ -325,11 +325,11 @@ mod tests {
 
         fn flush_changes(&mut self, millis: u64) {
             let Rig { store, hub, metrics, .. } = self;
-            store.flush_changes(hub, metrics, 0, times(millis), ClockSnapshot::default);
+            store.flush_changes(hub, metrics, 0, at(millis), ClockSnapshot::default);
         }
 
         fn next(&self, millis: u64) -> Option<u32> {
-            let next = self.store.next(&self.hub, times(millis))?;
+            let next = self.store.next(&self.hub, at(millis))?;
             Some(next.millis_since(LoopTime::from_millis(millis)))
         }
 
@@ -341,8 +341,8 @@ mod tests {
         }
     }
 
-    fn times(millis: u64) -> LogTime {
-        LogTime { now: LoopTime::from_millis(millis), millis }
+    fn at(millis: u64) -> ProcessTime {
+        ProcessTime { now: LoopTime::from_millis(millis), millis }
     }
 
     #[test]
@@ -466,7 +466,7 @@ mod tests {
             &mut hub,
             &mut metrics,
             0,
-            times(2_000),
+            at(2_000),
             ClockSnapshot::default(),
             SHUTDOWN_WRITE_TIMEOUT
         ));
@@ -480,7 +480,7 @@ mod tests {
             &mut hub,
             &mut metrics,
             0,
-            times(0),
+            at(0),
             ClockSnapshot::default(),
             SHUTDOWN_WRITE_TIMEOUT
         ));

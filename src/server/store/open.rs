@@ -21,7 +21,7 @@ use crate::hub::persist::{LogHead, LogTime};
 use crate::hub::snapshot::{Restored, Snapshot};
 use crate::hub::stored_keys::InvalidKeys;
 use crate::plural::plural;
-use crate::server::clock_snapshot::{ClockSnapshot, downtime_ms, new_epoch};
+use crate::server::clock_snapshot::{ClockSnapshot, ProcessTime, downtime_ms, new_epoch};
 
 /// A history file that is marked as being in use, and its contents.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl fmt::Display for OpenError {
                 }
             }
             Problem::InUse => write!(f, "another process uses it; stop that process, or choose another file"),
-            Problem::NoFile => {
+            Problem::NotRegular => {
                 write!(
                     f,
                     "is not a regular file; choose a regular file, which is created if it does not exist"
@@ -96,7 +96,7 @@ pub struct Loaded {
     hub: Hub,
     clients: Option<u32>,
     log_ms: u64,
-    stamp: ClockSnapshot,
+    clocks: ClockSnapshot,
     started_ms: u64,
 }
 
@@ -107,17 +107,18 @@ pub struct Loaded {
 pub fn load(
     file: &HistoryFile,
     limits: &Limits,
-    times: LogTime,
-    stamp: ClockSnapshot,
+    time: ProcessTime,
+    clocks: ClockSnapshot,
 ) -> Result<Loaded, OpenError> {
     let fail = |problem| OpenError { path: file.path.clone(), problem };
     // Over the limit of a file's size a write fails like any other, instead of ending the process.
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))
         .map_err(|error| fail(Problem::Io(error)))?;
     let tables = Tables::open(&file.path).map_err(fail)?;
-    let log_ms_at = |state: &LogState| state.log_ms + downtime_ms(state.stamp, stamp, limits.history.age_ms);
+    let log_ms_at =
+        |state: &LogState| state.log_ms + downtime_ms(state.clocks, clocks, limits.history.age_ms);
     let begin = |state: &LogState| {
-        Snapshot::new(&limits.history, LogTime { now: times.now, millis: log_ms_at(state) })
+        Snapshot::new(&limits.history, LogTime { now: time.now, millis: log_ms_at(state) })
     };
     let (hub, state) = match tables.read(begin).map_err(fail)? {
         None => {
@@ -132,7 +133,7 @@ pub fn load(
             let log_ms = log_ms_at(&state);
             let (mut hub, restored) = Hub::restore(limits, LogHead { epoch, ..head }, snapshot);
             if let Some(keys) = keys {
-                hub.restore_keys(&keys, LogTime { now: times.now, millis: log_ms }).map_err(
+                hub.restore_keys(&keys, LogTime { now: time.now, millis: log_ms }).map_err(
                     |InvalidKeys| fail(Problem::Damaged("its idempotency keys are invalid".into())),
                 )?;
             }
@@ -142,8 +143,8 @@ pub fn load(
     };
     let clients = state.map(|state| state.clients);
     let log_ms = state.map_or(0, |state| state.log_ms);
-    let started_ms = log_ms.saturating_sub(times.millis);
-    Ok(Loaded { file: file.clone(), tables, hub, clients, log_ms, stamp, started_ms })
+    let started_ms = log_ms.saturating_sub(time.millis);
+    Ok(Loaded { file: file.clone(), tables, hub, clients, log_ms, clocks, started_ms })
 }
 
 impl Loaded {
@@ -152,11 +153,11 @@ impl Loaded {
     /// # Errors
     /// The file cannot be written.
     pub fn mark_in_use(self) -> Result<Opened, OpenError> {
-        let Loaded { file: HistoryFile { path, sync_ms }, tables, hub, clients, log_ms, stamp, started_ms } =
+        let Loaded { file: HistoryFile { path, sync_ms }, tables, hub, clients, log_ms, clocks, started_ms } =
             self;
         let fail = |problem| OpenError { path: path.clone(), problem };
         let clients_salt = clients.unwrap_or(0);
-        let mark = LogState { head: hub.log_head(), log_ms, stamp, clients: clients_salt, is_clean: false };
+        let mark = LogState { head: hub.log_head(), log_ms, clocks, clients: clients_salt, is_clean: false };
         tables.write(&mark, &[], None, true).map_err(|error| fail(error.into()))?;
         let identity = writer::identity(&path).map_err(|error| fail(Problem::Io(error)))?;
         let (batches, received) = mpsc::sync_channel(BATCHES_MAX);
@@ -195,17 +196,17 @@ mod tests {
     use crate::time::LoopTime;
     use crate::wire::Kind;
 
-    const STAMP: ClockSnapshot = ClockSnapshot { unix_ms: 1_000, boot_ms: 1_000, boot: 1 };
+    const CLOCKS: ClockSnapshot = ClockSnapshot { unix_ms: 1_000, boot_ms: 1_000, boot: 1 };
 
     #[test]
     fn file_that_was_only_loaded_is_as_clean_as_before() {
         let name = format!("oyez-loaded-{}", std::process::id());
         let file = HistoryFile { path: std::env::temp_dir().join(name), sync_ms: 1_000 };
-        let (limits, times) = (Limits::default(), LogTime { now: LoopTime::from_millis(5), millis: 5 });
+        let (limits, time) = (Limits::default(), ProcessTime { now: LoopTime::from_millis(5), millis: 5 });
         let load = || {
             let start = Instant::now();
             loop {
-                match load(&file, &limits, times, STAMP) {
+                match load(&file, &limits, time, CLOCKS) {
                     // The writer's thread ends after its store.
                     Err(OpenError { problem: Problem::InUse, .. })
                         if start.elapsed() < Duration::from_secs(60) =>
@@ -221,10 +222,10 @@ mod tests {
         let channel = hub.open(&ChannelName::parse(b"a").unwrap()).unwrap();
         hub.publish(channel, Kind::Text, b"x", Sender::default(), None);
         while let Some(channel) = hub.next_open_batch() {
-            let _ = hub.finish_batch(channel, times.now);
+            let _ = hub.finish_batch(channel, time.now);
         }
         let timeout = Duration::from_secs(60);
-        assert!(store.finish(&mut hub, &mut Metrics::default(), 1, times, STAMP, timeout));
+        assert!(store.finish(&mut hub, &mut Metrics::default(), 1, time, CLOCKS, timeout));
         // A server that cannot listen, since another one listens on its address by now.
         drop(load());
         let again = load();
@@ -240,21 +241,21 @@ mod tests {
     fn keys_are_restored_in_their_epoch_only() {
         let name = format!("oyez-keys-{}", std::process::id());
         let file = HistoryFile { path: std::env::temp_dir().join(name), sync_ms: 1_000 };
-        let (limits, times) = (Limits::default(), LogTime { now: LoopTime::from_millis(5), millis: 5 });
+        let (limits, time) = (Limits::default(), ProcessTime { now: LoopTime::from_millis(5), millis: 5 });
         let key = IdempotencyKey { channel: "a", owner: ClientIdentity::Subject("alice"), key: "k" };
         let mut hub = Hub::new(&limits, 7);
         let channel = hub.open(&ChannelName::parse(b"a").unwrap()).unwrap();
         let published = hub.publish(channel, Kind::Text, b"x", Sender::default(), None);
-        hub.record_key(key, Kind::Text, b"x", published.log_index, times.now);
-        let keys = hub.stored_keys(times);
+        hub.record_key(key, Kind::Text, b"x", published.log_index, time.now);
+        let keys = hub.stored_keys(LogTime { now: time.now, millis: time.millis });
         let state = |epoch, is_clean| {
             let head = LogHead { epoch, ..hub.log_head() };
-            LogState { head, log_ms: 5, stamp: STAMP, clients: 1, is_clean }
+            LogState { head, log_ms: 5, clocks: CLOCKS, clients: 1, is_clean }
         };
         let is_known = |state: LogState, keys| {
             Tables::open(&file.path).unwrap().write(&state, &[], keys, true).unwrap();
-            let mut hub = load(&file, &limits, times, STAMP).unwrap().hub;
-            hub.find_duplicate(key, Kind::Text, b"x", times.now).is_some()
+            let mut hub = load(&file, &limits, time, CLOCKS).unwrap().hub;
+            hub.find_duplicate(key, Kind::Text, b"x", time.now).is_some()
         };
         assert!(!is_known(state(7, true), None), "the file of a version without keys");
         assert!(is_known(state(7, true), Some(&keys)));
@@ -263,7 +264,7 @@ mod tests {
         assert!(!is_known(state(7, false), None), "killed");
         let damaged = StoredKeys { keys: keys.keys[1..].to_vec(), ..keys };
         Tables::open(&file.path).unwrap().write(&state(7, true), &[], Some(&damaged), true).unwrap();
-        let error = load(&file, &limits, times, STAMP).unwrap_err();
+        let error = load(&file, &limits, time, CLOCKS).unwrap_err();
         assert!(matches!(error.problem, Problem::Damaged(_)), "{error}");
         std::fs::remove_file(&file.path).unwrap();
     }

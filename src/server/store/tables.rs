@@ -53,7 +53,7 @@ pub(super) struct LogState {
     pub(super) head: LogHead,
     /// The time of the log, in milliseconds.
     pub(super) log_ms: u64,
-    pub(super) stamp: ClockSnapshot,
+    pub(super) clocks: ClockSnapshot,
     /// The salt of client ids, which differ across restarts too.
     pub(super) clients: u32,
     /// The shutdown was clean: all is written.
@@ -65,7 +65,7 @@ pub(super) struct LogState {
 pub(super) enum Problem {
     Io(io::Error),
     InUse,
-    NoFile,
+    NotRegular,
     Foreign,
     /// Its tables are of another version.
     OtherVersion,
@@ -111,7 +111,7 @@ impl Tables {
     /// Opens or creates the file, and verifies every checksum, also of pages that are not read.
     pub(super) fn open(path: &Path) -> Result<Tables, Problem> {
         match std::fs::metadata(path) {
-            Ok(found) if !found.is_file() => return Err(Problem::NoFile),
+            Ok(found) if !found.is_file() => return Err(Problem::NotRegular),
             _ => {}
         }
         // Messages are for clients that may subscribe, not for all users of this machine.
@@ -146,7 +146,7 @@ impl Tables {
             row.value();
         let head = LogHead { epoch, log_index, max_removed_index };
         let state =
-            LogState { head, log_ms, stamp: ClockSnapshot { unix_ms, boot_ms, boot }, clients, is_clean };
+            LogState { head, log_ms, clocks: ClockSnapshot { unix_ms, boot_ms, boot }, clients, is_clean };
         let (channels, messages) = (transaction.open_table(CHANNELS)?, transaction.open_table(MESSAGES)?);
         let mut snapshot = begin(&state);
         let mut count = 0;
@@ -184,15 +184,15 @@ impl Tables {
         transaction.set_two_phase_commit(true);
         transaction.set_durability(if syncs { Durability::Immediate } else { Durability::None })?;
         {
-            let LogState { head, log_ms, stamp, clients, is_clean } = *state;
+            let LogState { head, log_ms, clocks, clients, is_clean } = *state;
             let row = (
                 head.epoch,
                 head.log_index,
                 head.max_removed_index,
                 log_ms,
-                stamp.unix_ms,
-                stamp.boot_ms,
-                stamp.boot,
+                clocks.unix_ms,
+                clocks.boot_ms,
+                clocks.boot,
                 clients,
                 is_clean,
             );

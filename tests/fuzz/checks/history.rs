@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use oyez::config::{HistoryFile, Limits};
 use oyez::hub::Hub;
-use oyez::hub::persist::LogTime;
 use oyez::ids::{ChannelName, Sender, Since};
 use oyez::metrics::Metrics;
-use oyez::server::clock_snapshot::ClockSnapshot;
+use oyez::server::clock_snapshot::{ClockSnapshot, ProcessTime};
 use oyez::server::store::{Opened, load};
 use oyez::time::LoopTime;
 use oyez::wire::Kind;
@@ -20,7 +19,7 @@ use serde_json::Value;
 use super::Input;
 
 const CHANNELS: [&str; 3] = ["a", "long.channel-name:with_all_letters", "z"];
-const STAMP: ClockSnapshot = ClockSnapshot { unix_ms: 1_000, boot_ms: 1_000, boot: 1 };
+const CLOCKS: ClockSnapshot = ClockSnapshot { unix_ms: 1_000, boot_ms: 1_000, boot: 1 };
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The bytes of a file, and the messages in it by channel.
@@ -76,15 +75,15 @@ fn file(name: &str) -> HistoryFile {
     }
 }
 
-fn times() -> LogTime {
-    LogTime { now: LoopTime::from_millis(5), millis: 5 }
+fn time() -> ProcessTime {
+    ProcessTime { now: LoopTime::from_millis(5), millis: 5 }
 }
 
 /// Opens a file, waiting for the thread that has written it before.
 fn open(file: &HistoryFile) -> Result<Opened, String> {
     loop {
         let loaded =
-            load(file, &Limits::default(), times(), STAMP).and_then(oyez::server::store::Loaded::mark_in_use);
+            load(file, &Limits::default(), time(), CLOCKS).and_then(oyez::server::store::Loaded::mark_in_use);
         match loaded.map_err(|error| error.to_string()) {
             Err(why) if why.contains("another process") => std::thread::sleep(Duration::from_millis(1)),
             opened => return opened,
@@ -102,7 +101,7 @@ fn read(file: &HistoryFile) -> Result<Vec<Vec<Value>>, String> {
 
 fn messages(hub: &mut Hub) -> Vec<Vec<Value>> {
     let page = |name: &&str| {
-        let mut page = hub.page(name, Since::Earliest, 1_000, times().now);
+        let mut page = hub.page(name, Since::Earliest, 1_000, time().now);
         let mut json = Vec::new();
         while !page.append(hub, &mut json, 1 << 20).1 {}
         let page: Value = serde_json::from_slice(&json).expect("a page");
@@ -136,10 +135,10 @@ fn template() -> &'static Template {
                 }
             }
             while let Some(channel) = hub.next_open_batch() {
-                let _ = hub.finish_batch(channel, times().now);
+                let _ = hub.finish_batch(channel, time().now);
             }
             all = messages(&mut hub);
-            assert!(store.finish(&mut hub, &mut Metrics::default(), 1, times(), STAMP, TIMEOUT));
+            assert!(store.finish(&mut hub, &mut Metrics::default(), 1, time(), CLOCKS, TIMEOUT));
         }
         let bytes = fs::read(&file.path).expect("the file");
         fs::remove_file(&file.path).expect("the file");
