@@ -31,13 +31,13 @@ pub const TICKET_LIFE_MS: u32 = 30_000;
 
 /// Time for which a ticket is valid again after its event stream has ended, in milliseconds: several attempts of a
 /// browser, which reconnects every 3 to 5 s, and a restart of its Wi-Fi.
-pub const STREAM_GRACE_MS: u32 = 60_000;
+const STREAM_GRACE_MS: u32 = 60_000;
 
 /// Random bytes in a ticket: 128 bits cannot be guessed in half a minute.
 pub const TICKET_BYTES: usize = 16;
 
 /// Hexadecimal digits of a ticket.
-pub const TICKET_LETTERS: usize = 2 * TICKET_BYTES;
+const TICKET_LETTERS: usize = 2 * TICKET_BYTES;
 
 /// The SHA-256 of a ticket.
 pub type TicketHash = [u8; 32];

@@ -1,4 +1,4 @@
-//! Discontinuities: points in a node's copy of the log before which messages are missing.
+//! Discontinuities as a link finds them: where messages are missing, and the rule that found it.
 
 use crate::ids::{MessageId, RunId};
 

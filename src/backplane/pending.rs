@@ -53,6 +53,13 @@ pub(super) struct PendingEntry<P> {
     is_open: bool,
 }
 
+impl<P> PendingEntry<P> {
+    /// The bytes that the entry's publishes count, for the limit on those without acknowledgement.
+    fn counted_bytes(&self) -> usize {
+        self.bytes.len() - HEADER_BYTES + self.pending.len() * ACKNOWLEDGEMENT_BYTES
+    }
+}
+
 /// All entries in flight, in the order of their numbers.
 #[derive(Debug)]
 pub(super) struct PendingEntries<P> {
@@ -219,14 +226,10 @@ impl<P> PendingEntries<P> {
     pub(super) fn take(&mut self, number: u64) -> Option<PendingEntry<P>> {
         let entry = self.find(number).and_then(|at| self.entries.remove(at))?;
         if entry.content == Content::Publishes {
-            self.uncount(&entry);
+            self.bytes -= entry.counted_bytes();
+            self.acknowledgements -= entry.pending.len();
         }
         Some(entry)
-    }
-
-    fn uncount(&mut self, entry: &PendingEntry<P>) {
-        self.bytes -= entry.bytes.len() - HEADER_BYTES + entry.pending.len() * ACKNOWLEDGEMENT_BYTES;
-        self.acknowledgements -= entry.pending.len();
     }
 
     /// Replaces the oldest publishes by placeholders if `is_due` is true of them. Returns their acknowledgements, and
@@ -245,17 +248,12 @@ impl<P> PendingEntries<P> {
 
     /// Replaces publishes by a placeholder under the same number.
     fn give_up(&mut self, at: usize) -> VecDeque<(u64, P)> {
-        let entry = &self.entries[at];
+        let entry = &mut self.entries[at];
         if entry.content != Content::Publishes {
             return VecDeque::new();
         }
-        let (bytes, acknowledgements) = (
-            entry.bytes.len() - HEADER_BYTES + entry.pending.len() * ACKNOWLEDGEMENT_BYTES,
-            entry.pending.len(),
-        );
-        self.bytes -= bytes;
-        self.acknowledgements -= acknowledgements;
-        let entry = &mut self.entries[at];
+        self.bytes -= entry.counted_bytes();
+        self.acknowledgements -= entry.pending.len();
         entry.bytes.truncate(HEADER_BYTES);
         Item::Placeholder.append(&mut entry.bytes);
         entry.bytes.shrink_to_fit();

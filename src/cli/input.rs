@@ -14,7 +14,7 @@ use mio::Waker;
 use crate::byte_size::ByteSize;
 
 /// Maximum length of a line, and of the whole input, in bytes; no server accepts more.
-pub(super) const INPUT_BYTES_MAX: u64 = 64 << 20;
+const INPUT_BYTES_MAX: u64 = 64 << 20;
 
 /// A batch is sent to the connection when it holds this many bytes, or when no further input is available.
 const BATCH_BYTES: usize = 64 << 10;

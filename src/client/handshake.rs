@@ -7,7 +7,7 @@ use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 
 /// Maximum length of a response head. Servers send 150 to 400 bytes.
-pub const HEAD_BYTES_MAX: usize = 16 << 10;
+const HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// Maximum header fields of a response. Servers send 3 to 10.
 const FIELDS_MAX: usize = 64;

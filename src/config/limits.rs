@@ -305,7 +305,7 @@ impl Limits {
 
     /// The memory budget is at least this multiple of the memory that one connection may hold, so that one connection
     /// alone does not bring the process from no pressure to the last step.
-    pub const MEMORY_SHARES: u64 = 4;
+    const MEMORY_SHARES: u64 = 4;
 
     /// Checks that the limits are compatible.
     ///

@@ -31,7 +31,7 @@ use crate::wire::{Form, Frames};
 
 /// Bytes of one slice of a replay, and so what a replay holds of a connection's outbox. A message whose payload takes
 /// more in the subscriber's form is a slice by itself.
-pub const REPLAY_BYTES: usize = 64 << 10;
+const REPLAY_BYTES: usize = 64 << 10;
 
 /// Messages that one slice of a replay passes over at most. A subscriber that does not receive its own messages may
 /// have a history of nothing else, and that work must be bounded too.

@@ -14,7 +14,7 @@ const WIDTH: u32 = 720;
 const HEIGHT: u32 = 340;
 
 /// The number of line styles. Colors alone distinguish them, and dashes do so as well.
-pub const COLOURS: usize = 6;
+const COLOURS: usize = 6;
 
 const INK: RGBColor = RGBColor(1, 1, 1);
 const GRID: RGBColor = RGBColor(2, 2, 2);

@@ -231,7 +231,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Notifies a subscriber of a gap. The protocol of a raw WebSocket has no notices: the connection is closed.
-    pub(super) fn send_gap(&mut self, id: SlotId, channel: &str, form: Form, gap: &Gap, now: LoopTime) {
+    fn send_gap(&mut self, id: SlotId, channel: &str, form: Form, gap: &Gap, now: LoopTime) {
         match form {
             Form::Raw => self.close(id, Reason::Gap { why: gap.why }, now),
             Form::Envelope => self.send(id, &notice::gap_frame(channel, gap)),

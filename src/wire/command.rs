@@ -219,7 +219,7 @@ fn payload<'a>(
 
 /// The error of [`check_depth`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooDeep;
+struct TooDeep;
 
 impl std::fmt::Display for TooDeep {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -231,7 +231,7 @@ impl std::fmt::Display for TooDeep {
 ///
 /// # Errors
 /// The JSON is nested deeper than [`DEPTH_MAX`].
-pub fn check_depth(json: &[u8]) -> Result<(), TooDeep> {
+fn check_depth(json: &[u8]) -> Result<(), TooDeep> {
     let (mut depth, mut in_string, mut escaped) = (0, false, false);
     for byte in json {
         match byte {

@@ -264,11 +264,6 @@ impl<P> Link<P> {
         self.log.segments.oldest_kept()
     }
 
-    /// Redis' time of the last entry, in ms.
-    pub fn log_time_ms(&self) -> u64 {
-        self.log.roll_call.redis_ms()
-    }
-
     /// Gauges and counters.
     pub fn stats(&self, now: LoopTime) -> BackplaneStats {
         let oldest = self.log.own.oldest().and_then(|entry| entry.sent_at);

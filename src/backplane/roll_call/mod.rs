@@ -190,11 +190,6 @@ impl RollCall {
         RollCall { memory_ms: age_ms.saturating_mul(2), ..RollCall::default() }
     }
 
-    /// Redis' time of the last entry, in ms.
-    pub(super) fn redis_ms(&self) -> u64 {
-        self.redis_ms
-    }
-
     /// Advances log time to that of an entry or marker.
     pub(super) fn advance(&mut self, redis_ms: u64) {
         if self.redis_ms > 0 {
