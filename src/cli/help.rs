@@ -6,7 +6,7 @@
 use clap::{Arg, Command};
 
 /// The flags of `oyez serve` by their names, in the order in which they are shown.
-const SERVE: [(&str, &[&str]); 10] = [
+const SERVE: [(&str, &[&str]); 11] = [
     ("Listen", &["listen", "connections-max", "no-console", "backlog", "check"]),
     (
         "Access",
@@ -107,12 +107,10 @@ const SERVE: [(&str, &[&str]); 10] = [
             "reconnects-per-second",
         ],
     ),
+    ("Logs and metrics", &["log-format", "log-lines-per-second", "metrics-token-file"]),
     (
         "Loop tuning",
         &[
-            "log-lines-per-second",
-            "log-format",
-            "metrics-token-file",
             "accepts-per-turn",
             "reads-per-connection",
             "read-bytes-per-connection",

@@ -126,6 +126,7 @@ impl Startup {
         let Startup { config, access_config, sockets, connections_max, facts } = self;
         let (reuse_port, command) = (config.tcp.reuse_port, config.command.clone());
         let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
+        let needs_token = access_config.authenticator.requires_token();
         // The first count starts the thread that returns pages to the system. Loading a history frees many pages, and
         // the first client may connect much later.
         let _ = allocated_bytes();
@@ -140,7 +141,7 @@ impl Startup {
             })?;
         facts.iter().for_each(|fact| info!("{fact}"));
         // The server runs even if these lines cannot be written, for instance on a full disk.
-        if let Err(Failure::Failed(why)) = output::print(greeting(scheme, &server.addresses())) {
+        if let Err(Failure::Failed(why)) = output::print(greeting(scheme, &server.addresses(), needs_token)) {
             warn!("{why}");
         }
         match server.run(read_files, allocated_bytes) {
@@ -185,8 +186,9 @@ fn connections_max(wanted: Option<usize>, listeners: usize) -> Result<(usize, St
     Ok((connections_max, fact))
 }
 
-/// A line for each address, the first one with the commands to try next.
-fn greeting(scheme: &str, addresses: &[ListenAddress]) -> String {
+/// A line for each address, the first one with the commands to try next. `needs_token`: anonymous clients have no rights.
+fn greeting(scheme: &str, addresses: &[ListenAddress], needs_token: bool) -> String {
+    let token = if needs_token { " --token-file FILE" } else { "" };
     let lines = addresses.iter().enumerate().map(|(at, address)| {
         let listening = match address {
             ListenAddress::Tcp(address) => format!("listening on {scheme}://{address}/ws"),
@@ -199,7 +201,9 @@ fn greeting(scheme: &str, addresses: &[ListenAddress]) -> String {
             Some(url) => format!(" --url {url}"),
             None => String::new(),
         };
-        format!("{listening} - try: oyez sub main{url}; and in another terminal: oyez pub main hello{url}\n")
+        format!(
+            "{listening} - try: oyez sub main{url}{token}; and in another terminal: oyez pub main hello{url}{token}\n"
+        )
     });
     lines.collect()
 }
@@ -248,12 +252,14 @@ mod tests {
     #[test]
     fn greeting_contains_commands_that_work() {
         let check = |scheme: &str, address: &str, url: &str| {
-            let line = greeting(scheme, &[ListenAddress::Tcp(address.parse().unwrap())]);
+            let line = greeting(scheme, &[ListenAddress::Tcp(address.parse().unwrap())], false);
             assert!(line.starts_with(&format!("listening on {scheme}://{address}/ws ")), "{line}");
             assert!(line.ends_with(&format!("oyez pub main hello{url}\n")), "{line}");
         };
         let unix = ListenAddress::Unix { path: "/run/oyez.sock".into(), mode: None };
-        let lines = greeting("ws", &[unix.clone(), unix]);
+        let with_token = greeting("ws", std::slice::from_ref(&unix), true);
+        assert!(with_token.ends_with(" hello --url unix:/run/oyez.sock --token-file FILE\n"), "{with_token}");
+        let lines = greeting("ws", &[unix.clone(), unix], false);
         assert!(
             lines.ends_with(" hello --url unix:/run/oyez.sock\nlistening on unix:/run/oyez.sock\n"),
             "{lines}"

@@ -75,6 +75,7 @@ fn serve_flag_in_help_has_a_heading() {
         "TLS",
         "Proxies",
         "Timeouts",
+        "Logs and metrics",
         "Loop tuning",
     ];
     assert_eq!(names, all.into_iter().filter(is_built).collect::<Vec<_>>());
