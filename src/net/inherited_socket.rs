@@ -9,10 +9,10 @@ use socket2::SockRef;
 use super::socket_file::{SocketFile, SocketFileState};
 use crate::config::ListenAddress;
 
-/// The name of an inherited Unix socket whose file this process has created, and therefore removes.
+/// The name of an inherited socket that this process has created. It removes the file of such a Unix socket.
 pub const OWN_NAME: &str = "oyez-own";
 
-/// The name of all other sockets that are passed to the next program.
+/// The name of the service manager's sockets when they are passed to the next program.
 const OTHER_NAME: &str = "oyez";
 
 /// The environment variables that pass sockets: their number, the process that they are for, their names, and the first
@@ -28,6 +28,8 @@ pub struct InheritedSocket {
     pub address: ListenAddress,
     /// The file of a Unix socket, which this process has created and removes; `None` if the service manager created it.
     pub file: Option<SocketFile>,
+    /// This process created the socket. The service manager keeps open those that it created.
+    pub is_own: bool,
 }
 
 impl InheritedSocket {
@@ -45,14 +47,14 @@ impl InheritedSocket {
             (None, Some(path)) => ListenAddress::Unix { path: path.to_owned(), mode: None },
             (None, None) => return Err(io::Error::other("it has neither an IP address nor a path")),
         };
-        Ok(InheritedSocket { socket, address, file })
+        Ok(InheritedSocket { socket, address, file, is_own: name == OWN_NAME })
     }
 
     /// The name under which the socket is passed to the next program; `None` if it is not passed: its file was removed,
     /// so no client can connect, and the next program creates another socket at its path.
     pub fn name(&self) -> Option<&'static str> {
         match self.file.as_ref().map(SocketFile::state) {
-            None => Some(OTHER_NAME),
+            None => Some(if self.is_own { OWN_NAME } else { OTHER_NAME }),
             Some(SocketFileState::Present) => Some(OWN_NAME),
             Some(SocketFileState::Missing) => {
                 warn!("{}: the file of the socket was removed; it is created again", self.address);

@@ -47,7 +47,12 @@ pub enum ReservedAddress {
         mode: Option<u32>,
     },
     /// An inherited socket. It listens already, and connections wait until they are accepted.
-    Inherited(Listener),
+    Inherited {
+        /// The socket.
+        listener: Listener,
+        /// See [`InheritedSocket::is_own`].
+        is_own: bool,
+    },
 }
 
 impl ReservedAddress {
@@ -84,7 +89,7 @@ impl ReservedAddress {
                 let (socket, file) = SocketFile::listen(&path, mode, backlog)?;
                 Ok(Listener::Unix { socket: UnixListener::from_std(socket), path, file: Some(file) })
             }
-            ReservedAddress::Inherited(listener) => Ok(listener),
+            ReservedAddress::Inherited { listener, .. } => Ok(listener),
         }
     }
 
@@ -93,7 +98,7 @@ impl ReservedAddress {
     /// # Errors
     /// A socket option is rejected.
     pub fn inherit(inherited: InheritedSocket, tcp: &TcpConfig) -> io::Result<ReservedAddress> {
-        let InheritedSocket { socket, address, file } = inherited;
+        let InheritedSocket { socket, address, file, is_own } = inherited;
         let listener = match address {
             ListenAddress::Tcp(_) => {
                 set_tcp_options(&SockRef::from(&socket), tcp)?;
@@ -104,7 +109,12 @@ impl ReservedAddress {
                 Listener::Unix { socket: UnixListener::from(socket), path, file }
             }
         };
-        Ok(ReservedAddress::Inherited(listener))
+        Ok(ReservedAddress::Inherited { listener, is_own })
+    }
+
+    /// Returns true if this process creates the socket, or has created it before it executed the program again.
+    pub fn is_own(&self) -> bool {
+        !matches!(self, ReservedAddress::Inherited { is_own: false, .. })
     }
 }
 
@@ -163,16 +173,17 @@ impl Listener {
     ///
     /// # Errors
     /// The registration with the poll cannot be removed.
-    pub fn into_inherited(mut self, registry: &Registry) -> io::Result<InheritedSocket> {
+    pub fn into_inherited(mut self, registry: &Registry, is_own: bool) -> io::Result<InheritedSocket> {
         let address = self.address()?;
         match self {
             Listener::Tcp(ref mut socket) => registry.deregister(socket)?,
             Listener::Unix { ref mut socket, .. } => registry.deregister(socket)?,
         }
-        Ok(match self {
-            Listener::Tcp(socket) => InheritedSocket { socket: socket.into(), address, file: None },
-            Listener::Unix { socket, file, .. } => InheritedSocket { socket: socket.into(), address, file },
-        })
+        let (socket, file) = match self {
+            Listener::Tcp(socket) => (socket.into(), None),
+            Listener::Unix { socket, file, .. } => (socket.into(), file),
+        };
+        Ok(InheritedSocket { socket, address, file, is_own })
     }
 
     /// Accepts one connection.

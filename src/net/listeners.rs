@@ -51,6 +51,8 @@ struct ListenerEntry {
     listener: Listener,
     /// Clients may be waiting that no further event will announce.
     is_ready: bool,
+    /// Clients that wait are lost when this process closes the socket: no service manager keeps it open.
+    is_own: bool,
 }
 
 /// The result of one accept.
@@ -136,8 +138,9 @@ impl ReservedAddresses {
     ) -> Result<(R, Listeners), E> {
         let loaded = load()?;
         let listening = self.0.into_iter().map(|(address, reserved)| {
+            let is_own = reserved.is_own();
             let listener = reserved.listen(tcp).map_err(|error| ListenError { address, error })?;
-            Ok(ListenerEntry { listener, is_ready: false })
+            Ok(ListenerEntry { listener, is_ready: false, is_own })
         });
         let listeners = Listeners {
             entries: listening.collect::<Result<_, ListenError>>()?,
@@ -179,7 +182,8 @@ impl Listeners {
 
     /// Returns the sockets without closing them, for the next program. Clients wait in their backlogs.
     pub fn into_inherited(self, registry: &Registry) -> Vec<InheritedSocket> {
-        let sockets = self.entries.into_iter().map(|entry| entry.listener.into_inherited(registry));
+        let sockets =
+            self.entries.into_iter().map(|entry| entry.listener.into_inherited(registry, entry.is_own));
         sockets
             .filter_map(|socket| {
                 socket.inspect_err(|error| warn!("a listening socket is lost: {error}")).ok()
@@ -192,6 +196,12 @@ impl Listeners {
         let at = self.first_token.0.checked_sub(token.0);
         let entry = at.and_then(|at| self.entries.get_mut(at));
         entry.map(|entry| entry.is_ready = true).is_some()
+    }
+
+    /// Prepares for the last accepts: clients may be waiting at each socket that this process is about to close. Those
+    /// of a service manager wait for the next process.
+    pub fn mark_own(&mut self) {
+        self.entries.iter_mut().for_each(|entry| entry.is_ready = entry.is_own);
     }
 
     /// Ends a pause: a connection has closed, so there may be room.
@@ -365,7 +375,7 @@ mod tests {
             let first = reserve_all(std::slice::from_ref(&address)).unwrap();
             let address = match &first.0[0].1 {
                 ReservedAddress::Tcp(socket) => ListenAddress::Tcp(socket.local_addr().unwrap()),
-                ReservedAddress::Unix { .. } | ReservedAddress::Inherited(_) => address,
+                ReservedAddress::Unix { .. } | ReservedAddress::Inherited { .. } => address,
             };
             let second = reserve_all(std::slice::from_ref(&address)).unwrap();
             let load = || Ok::<_, ListenError>(());

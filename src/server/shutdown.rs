@@ -12,8 +12,13 @@ use super::service_manager::ServiceManager;
 use super::signal_mask;
 use super::store::{FORCED_SHUTDOWN_WRITE_TIMEOUT, SHUTDOWN_WRITE_TIMEOUT};
 use crate::net::acceptor::Acceptor;
+use crate::net::listeners::Listeners;
 use crate::plural::plural;
 use crate::time::LoopTime;
+
+/// Maximum number of clients that are accepted before the listening sockets are closed, so that a flood does not keep
+/// the server from ending: four times the default of `--backlog`.
+const LAST_ACCEPTS_MAX: usize = 4 * 4096;
 
 /// Phases of the shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,13 +79,29 @@ impl<E: Acceptor> Server<E> {
 
     pub(super) fn begin_drain(&mut self, now: LoopTime) {
         info!("draining {}; a second signal ends at once", plural(self.engine.slots.len(), "connection"));
-        let listeners = self.listeners.take();
         if self.upgrade.is_draining() {
+            let listeners = self.listeners.take();
             let sockets = listeners.map(|listeners| listeners.into_inherited(self.poll.registry()));
             self.upgrade.keep(sockets.unwrap_or_default());
+        } else {
+            self.accept_last_clients(now);
+            self.listeners = None;
         }
         self.phase = ShutdownPhase::Draining { until: now.after(self.engine.shared.limits.drain_ms) };
         self.engine.drain(now);
+    }
+
+    /// Accepts the clients that wait at the listening sockets, which the kernel would reset when these are closed. The
+    /// drain sends them 503 with `Retry-After`.
+    fn accept_last_clients(&mut self, now: LoopTime) {
+        self.listeners.iter_mut().for_each(Listeners::mark_own);
+        let turns = LAST_ACCEPTS_MAX.div_ceil(self.engine.shared.limits.accepts_per_turn);
+        for _ in 0..turns {
+            if !self.listeners.as_ref().is_some_and(Listeners::has_work) {
+                break;
+            }
+            self.accept(now);
+        }
     }
 
     /// Returns the result of the shutdown when all connections are closed, or the time for that is over.

@@ -10,7 +10,7 @@ use oyez::config::Limits;
 use crate::support::StopOnDrop;
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::http::get;
+use crate::support::http::{get, publish};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Behavior, Rig};
 
@@ -135,6 +135,24 @@ fn drain_begins_after_its_delay() {
     assert_eq!(client.frame_or_end(), None);
     drop(client);
     assert_eq!(server.wait().0.code(), Some(0));
+}
+
+/// The kernel resets clients that wait at a listening socket when that is closed. One accept per turn lets them wait.
+#[test]
+fn clients_that_wait_to_be_accepted_when_the_drain_begins_get_a_response() {
+    let server = Server::start(&["--accepts-per-turn=1", "--drain-seconds=600"]);
+    server.signal("STOP");
+    let mut clients: Vec<Client> = (0..8).map(|_| Client::new(server.connect())).collect();
+    clients.iter_mut().for_each(|client| client.send(publish("a", "x").as_bytes()));
+    server.signal("TERM");
+    server.signal("CONT");
+    for client in &mut clients {
+        let response = client.response();
+        assert_eq!((response.status, response.field("Retry-After")), (503, Some("1")), "{response:?}");
+    }
+    drop(clients);
+    let (status, log) = server.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 #[test]

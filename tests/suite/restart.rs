@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use oyez::net::inherited_socket::{InheritedSocket, OWN_NAME};
 use serde_json::{Value, json};
 
 use crate::support::StopOnDrop;
@@ -298,6 +299,44 @@ fn restarts_with_a_passed_socket_lose_repeat_and_refuse_nothing() {
         server.take().unwrap().stop();
         server = Some(start());
     });
+}
+
+/// The process that ends leaves them to the next one. It accepts one client per turn, so the last one still waits when
+/// the drain begins.
+#[test]
+fn clients_that_wait_at_a_socket_of_the_service_manager_are_served_by_the_next_process() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let start = || {
+        let socket = std::os::fd::OwnedFd::from(socket.try_clone().unwrap());
+        let flags = ["--listen", "127.0.0.1:0", "--accepts-per-turn=1"];
+        Server::start_command(activated(Stdio::from(socket), &flags))
+    };
+    let server = start();
+    server.signal("STOP");
+    let mut clients: Vec<_> = (0..8).map(|_| Client::new(TcpStream::connect(address).unwrap())).collect();
+    clients.iter_mut().for_each(|client| client.send(get("/healthz").as_bytes()));
+    server.signal("TERM");
+    server.signal("CONT");
+    server.wait();
+    let _next = start();
+    let statuses: Vec<u16> = clients.iter_mut().map(|client| client.response().status).collect();
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 503)), "{statuses:?}");
+    assert_eq!(statuses[7], 200, "{statuses:?}");
+}
+
+#[test]
+fn owner_of_a_socket_is_known_to_the_next_program() {
+    for (name, is_own) in [(OWN_NAME, true), ("oyez.socket", false)] {
+        let mut name = name.to_owned();
+        // One upgrade after the other.
+        for _ in 0..2 {
+            let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+            let socket = InheritedSocket::new(socket.into(), &name).unwrap();
+            assert_eq!(socket.is_own, is_own, "{name}");
+            name = socket.name().unwrap().to_owned();
+        }
+    }
 }
 
 #[test]
