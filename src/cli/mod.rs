@@ -28,6 +28,7 @@ mod print;
 #[cfg(feature = "bench")]
 mod progress_display;
 mod publish;
+mod retry;
 mod serve;
 mod serve_flags;
 mod service_manager;

@@ -21,8 +21,9 @@ use super::failure::Failure;
 use super::input::{self, InputBatch};
 use super::key_files::TokenFile;
 use super::output;
+use super::retry;
 use super::trust::TrustFlags;
-use super::values::{channel_name, idempotency_key};
+use super::values::{channel_name, idempotency_key, seconds_or_0};
 use crate::client::endpoint::Endpoint;
 use crate::client::publish_request::{PublishResponse, TextToPublish};
 use crate::client::websocket::{self, Connection, describe_close, would_block};
@@ -46,6 +47,12 @@ pub(super) struct PublishCommand {
     /// Send all of standard input as one binary message.
     #[arg(long, conflicts_with = "text")]
     binary: bool,
+
+    /// Maximum time for which a request is repeated that the server rejects with 503 and Retry-After, as during a
+    /// restart, in seconds; 0: it is not repeated.
+    // The default is that of --drain-seconds, the maximum time that a server takes to end.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds_or_0)]
+    retry_seconds: u32,
 
     /// URL of the server.
     #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Endpoint::parse)]
@@ -72,17 +79,23 @@ impl PublishCommand {
         let failed = |error: std::io::Error| Failure::Failed(error.to_string());
         let endpoint = self.trust.apply(self.url)?;
         let token = self.token.load()?;
+        let timeout = Duration::from_secs(u64::from(self.retry_seconds));
         if self.key.is_some() && self.text.as_deref() == Some("-") {
             return Err(Failure::Usage("--key is for a message that is given as an argument".to_owned()));
         }
         if let Some(text) = self.text.filter(|text| text != "-") {
+            // The server may have published a message whose response is an error (`unconfirmed`).
+            let key = match self.key {
+                None if !timeout.is_zero() => Some(random_key()?),
+                key => key,
+            };
             let request = TextToPublish {
                 channel: self.channel.as_str(),
                 text: &text,
-                key: self.key.as_deref(),
+                key: key.as_deref(),
                 token: token.as_deref(),
             };
-            let published = request.send(&endpoint).map_err(Failure::Failed)?;
+            let published = retry::while_requested(timeout, || request.send(&endpoint))?;
             if output::is_watched() {
                 let PublishResponse { id, subscribers } = published;
                 let subscribers = subscribers.map(|count| format!(" to {}", plural(count, "subscriber")));
@@ -99,8 +112,8 @@ impl PublishCommand {
         let waker = Arc::new(Waker::new(poll.registry(), INPUT).map_err(failed)?);
         // A channel name needs no escaping in a path.
         let path = format!("/ws/{}?echo=0", self.channel.as_str());
-        let connection = websocket::connect(&endpoint, &path, None, token.as_deref());
-        let connection = connection.map_err(|why| Failure::Failed(why.to_string()))?;
+        let connect = || websocket::connect(&endpoint, &path, None, token.as_deref());
+        let connection = retry::while_requested(timeout, connect)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let descriptor = connection.get_ref().as_raw_fd();
         poll.registry().register(&mut SourceFd(&descriptor), SOCKET, interest).map_err(failed)?;
@@ -117,6 +130,13 @@ impl PublishCommand {
         }
         .run()
     }
+}
+
+/// An idempotency key, so that a message whose request is repeated is published once.
+fn random_key() -> Result<String, Failure> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| Failure::Failed(format!("no random bytes: {error}")))?;
+    Ok(data_encoding::HEXLOWER.encode(&bytes))
 }
 
 /// The state of the connection.

@@ -22,7 +22,7 @@ use super::key_files::TokenFile;
 use super::output::{self, Stdout, visible};
 use super::trust::TrustFlags;
 use super::values::{channel_name, cursor};
-use crate::client::endpoint::{ConnectError, Endpoint};
+use crate::client::endpoint::{AttemptError, Endpoint};
 use crate::client::websocket::{self, Connection, describe_close, would_block};
 use crate::ids::ChannelName;
 use crate::plural::plural;
@@ -206,8 +206,11 @@ impl Subscriber {
         let token = token.load()?;
         let mut connection = match websocket::connect(endpoint, "/ws", Some(upgrade::V1), token.as_deref()) {
             Ok(connection) => connection,
-            Err(ConnectError::Rejected(why)) => return Err(Failure::Failed(why)),
-            Err(ConnectError::Unreachable(why)) => return self.lost(&why, &ReconnectPolicy::Backoff),
+            Err(AttemptError::Rejected(why)) => return Err(Failure::Failed(why)),
+            // Not `Retry-After`, which is the same for all clients: they would reconnect together.
+            Err(AttemptError::Unreachable(why) | AttemptError::Unavailable { why, .. }) => {
+                return self.lost(&why, &ReconnectPolicy::Backoff);
+            }
         };
         let descriptor = connection.get_ref().as_raw_fd();
         registry

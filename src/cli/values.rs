@@ -73,6 +73,10 @@ pub(super) fn seconds(text: &str) -> Result<u32, String> {
     number(text, 1, MILLIS_MAX / 1_000).map(|value| value as u32)
 }
 
+pub(super) fn seconds_or_0(text: &str) -> Result<u32, String> {
+    number(text, 0, MILLIS_MAX / 1_000).map(|value| value as u32)
+}
+
 pub(super) fn bytes(text: &str) -> Result<usize, String> {
     match size(text)? {
         bytes @ 1..=BYTES_MAX => Ok(bytes as usize),

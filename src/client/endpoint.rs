@@ -49,19 +49,28 @@ enum Security {
     Tls(TlsConnector),
 }
 
-/// Why a connection attempt failed.
+/// Why a connection or a request failed.
 #[derive(Debug)]
-pub enum ConnectError {
+pub enum AttemptError {
     /// A permanent failure: the same request would be rejected again.
     Rejected(String),
     /// A temporary failure: a later attempt may succeed.
     Unreachable(String),
+    /// The server requests another attempt: 503 with `Retry-After`.
+    Unavailable {
+        /// The response.
+        why: String,
+        /// The time until the next attempt.
+        retry_after: Duration,
+    },
 }
 
-impl fmt::Display for ConnectError {
+impl fmt::Display for AttemptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConnectError::Rejected(why) | ConnectError::Unreachable(why) => f.write_str(why),
+            AttemptError::Rejected(why)
+            | AttemptError::Unreachable(why)
+            | AttemptError::Unavailable { why, .. } => f.write_str(why),
         }
     }
 }
@@ -110,17 +119,17 @@ impl Endpoint {
     ///
     /// # Errors
     /// The server cannot be reached, or TLS cannot be started.
-    pub fn open(&self) -> Result<ByteStream, ConnectError> {
+    pub fn open(&self) -> Result<ByteStream, AttemptError> {
         let tls = match &self.security {
             Security::Plain => None,
             Security::Tls(tls) => Some(tls),
             Security::TlsWithoutTrust => {
-                return Err(ConnectError::Rejected(format!(
+                return Err(AttemptError::Rejected(format!(
                     "{self}: no certificates to trust are configured"
                 )));
             }
         };
-        let unreachable = |error: io::Error| ConnectError::Unreachable(format!("{self}: {error}"));
+        let unreachable = |error: io::Error| AttemptError::Unreachable(format!("{self}: {error}"));
         self.open_socket().and_then(|stream| ByteStream::new(stream, tls)).map_err(unreachable)
     }
 

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::endpoint::Endpoint;
+use super::endpoint::{AttemptError, Endpoint};
 use super::error_response;
 use super::http_request::{self, HttpRequestError};
 
@@ -33,7 +33,7 @@ impl TextToPublish<'_> {
     ///
     /// # Errors
     /// The server cannot be reached, or rejects the message, or its response is not valid.
-    pub fn send(self, endpoint: &Endpoint) -> Result<PublishResponse, String> {
+    pub fn send(self, endpoint: &Endpoint) -> Result<PublishResponse, AttemptError> {
         let TextToPublish { channel, text, key, token } = self;
         let line =
             |name, value: Option<&str>| value.map_or_else(String::new, |value| format!("{name}{value}\r\n"));
@@ -46,16 +46,20 @@ impl TextToPublish<'_> {
         );
         let failed = |why: &str| format!("{endpoint}: {why}");
         let response = http_request::send(endpoint, request.as_bytes()).map_err(|error| match error {
-            HttpRequestError::NotConnected(why) => why,
+            HttpRequestError::NotConnected(why) => AttemptError::Unreachable(why),
             HttpRequestError::NoResponse(why) => {
-                failed(&format!("{why}; the message may not have been published"))
+                AttemptError::Unreachable(failed(&format!("{why}; the message may not have been published")))
             }
-            HttpRequestError::NotHttp => failed(&error.to_string()),
+            HttpRequestError::NotHttp => AttemptError::Rejected(failed(&error.to_string())),
         })?;
         if response.status == 200 {
             return serde_json::from_slice(&response.body)
-                .map_err(|_| failed("the response is not that of an Oyez server"));
+                .map_err(|_| AttemptError::Rejected(failed("the response is not that of an Oyez server")));
         }
-        Err(failed(&error_response::describe(response.status, &response.body)))
+        let why = failed(&error_response::describe(response.status, &response.body));
+        Err(match response.retry_after.filter(|_| response.status == 503) {
+            Some(retry_after) => AttemptError::Unavailable { why, retry_after },
+            None => AttemptError::Rejected(why),
+        })
     }
 }

@@ -9,9 +9,10 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Error, WebSocket};
 
 use super::byte_stream::ByteStream;
-use super::endpoint::{CONNECT_TIMEOUT, ConnectError, Endpoint};
+use super::endpoint::{AttemptError, CONNECT_TIMEOUT, Endpoint};
 use super::error_response::{self, RESPONSE_BYTES_MAX};
 use super::handshake::{Handshake, HandshakeRequest, HandshakeResponse};
+use super::http_request;
 
 /// The largest message that is accepted: the maximum of `oyez serve --message-bytes-max`.
 const MESSAGE_BYTES_MAX: usize = 1 << 30;
@@ -28,7 +29,7 @@ pub fn connect(
     path: &str,
     protocol: Option<&'static str>,
     token: Option<&str>,
-) -> Result<Connection, ConnectError> {
+) -> Result<Connection, AttemptError> {
     let failed = |error: io::Error| connect_error(endpoint, &error);
     let mut stream = endpoint.open()?;
     let authority = endpoint.authority();
@@ -42,7 +43,7 @@ pub fn connect(
             HandshakeResponse::Partial => {
                 if read_more(&mut stream, &mut received).map_err(failed)? == 0 {
                     sent.map_err(failed)?;
-                    return Err(ConnectError::Unreachable(format!("{endpoint}: connection closed")));
+                    return Err(AttemptError::Unreachable(format!("{endpoint}: connection closed")));
                 }
             }
             HandshakeResponse::Open { head_bytes, .. } => {
@@ -53,6 +54,7 @@ pub fn connect(
             HandshakeResponse::Status { status, head_bytes, content_bytes } => {
                 let bytes_max = content_bytes.unwrap_or(RESPONSE_BYTES_MAX).min(RESPONSE_BYTES_MAX);
                 let mut body = received.split_off(head_bytes);
+                let retry_after = http_request::retry_after(&received);
                 // Only the text of the error depends on the body, so a body that does not arrive completely is used as
                 // it is.
                 while body.len() < bytes_max && read_more(&mut stream, &mut body).is_ok_and(|count| count > 0)
@@ -61,13 +63,14 @@ pub fn connect(
                 body.truncate(bytes_max);
                 let text = format!("{endpoint}: {}", error_response::describe(status, &body));
                 // 429 and 5xx are temporary; a new attempt would get the other statuses again.
-                return Err(match status {
-                    429 | 500.. => ConnectError::Unreachable(text),
-                    _ => ConnectError::Rejected(text),
+                return Err(match (status, retry_after) {
+                    (503, Some(retry_after)) => AttemptError::Unavailable { why: text, retry_after },
+                    (429 | 500.., _) => AttemptError::Unreachable(text),
+                    _ => AttemptError::Rejected(text),
                 });
             }
             HandshakeResponse::Invalid(why) => {
-                return Err(ConnectError::Rejected(format!("{endpoint}: {why}")));
+                return Err(AttemptError::Rejected(format!("{endpoint}: {why}")));
             }
         }
     }
@@ -89,13 +92,13 @@ fn config() -> WebSocketConfig {
         .max_message_size(Some(MESSAGE_BYTES_MAX))
 }
 
-fn connect_error(endpoint: &Endpoint, error: &io::Error) -> ConnectError {
+fn connect_error(endpoint: &Endpoint, error: &io::Error) -> AttemptError {
     match error.kind() {
-        io::ErrorKind::InvalidData => ConnectError::Rejected(format!("{endpoint}: {error}")),
+        io::ErrorKind::InvalidData => AttemptError::Rejected(format!("{endpoint}: {error}")),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            ConnectError::Unreachable(format!("{endpoint}: no response in {} s", CONNECT_TIMEOUT.as_secs()))
+            AttemptError::Unreachable(format!("{endpoint}: no response in {} s", CONNECT_TIMEOUT.as_secs()))
         }
-        _ => ConnectError::Unreachable(format!("{endpoint}: {error}")),
+        _ => AttemptError::Unreachable(format!("{endpoint}: {error}")),
     }
 }
 

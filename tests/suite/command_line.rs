@@ -2,6 +2,7 @@
 //! output, errors and exit codes are compared.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,9 @@ use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 
 #[cfg(feature = "jwt")]
 use crate::support::auth_server::{AuthServer, token};
+use crate::support::client::Client;
 use crate::support::frames::{BINARY, TEXT};
+use crate::support::http::get;
 use crate::support::process::{Server, TEST_TIMEOUT, free_port, is_own_program, oyez};
 use crate::support::terminal::Terminal;
 
@@ -262,6 +265,7 @@ fn command_failure_sets_its_exit_code() {
     check(&["pub", "x", "hi", "--key", ""], 2, "1 to 128");
     check(&["pub", "x", "hi", "--key", "a b"], 2, "without spaces");
     check(&["pub", "x", "--key", "a"], 2, "<TEXT>");
+    check(&["pub", "x", "hi", "--retry-seconds=-1"], 2, "--retry-seconds");
     check(&["pub", "x", "-", "--key", "a"], 2, "given as an argument");
     check(&["sub"], 2, "<CHANNEL>");
     check(&["sub", "x", "--count", "0"], 2, "--count");
@@ -313,6 +317,107 @@ fn mistyped_argument_gets_a_suggestion() {
         check(&["token"], "no command is given: new, check, secret; see oyez token --help");
     }
     check(&["pub", "x", "--text"], "to pass '--text' as a value, use '-- --text'");
+}
+
+/// Reads the head of a request, and its body.
+fn read_request(stream: &TcpStream) -> String {
+    let mut reader = BufReader::new(stream);
+    let (mut head, mut length) = (String::new(), 0);
+    while !head.ends_with("\r\n\r\n") {
+        let line = next_line(&mut reader);
+        assert!(!line.is_empty(), "{head}");
+        if let Some(value) = line.strip_prefix("Content-Length: ") {
+            length = value.trim().parse().unwrap();
+        }
+        head.push_str(&line);
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    head + &String::from_utf8(body).unwrap()
+}
+
+const DRAIN: &str = r#"{"error":{"code":"drain","message":"the server is shutting down"}}"#;
+
+/// Accepts a connection and responds with 503 and these header lines. Returns the request.
+fn reject_one(listener: &TcpListener, lines: &str) -> String {
+    let (mut stream, _) = listener.accept().unwrap();
+    let request = read_request(&stream);
+    let head = format!("HTTP/1.1 503 Service Unavailable\r\n{lines}Content-Length: {}\r\n\r\n", DRAIN.len());
+    stream.write_all((head + DRAIN).as_bytes()).unwrap();
+    request
+}
+
+#[test]
+fn pub_repeats_its_request_under_one_key_while_the_server_requests_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let server = thread::spawn(move || {
+        let rejected = [(); 2].map(|()| reject_one(&listener, "retry-after: 0\r\n"));
+        let (mut stream, _) = listener.accept().unwrap();
+        let request = read_request(&stream);
+        let body = r#"{"id":"e-1","subscribers":0}"#;
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        (rejected, request)
+    });
+    let output = run(oyez(&["pub", "x", "hello", "--url", &url]), b"");
+    let (rejected, accepted) = server.join().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert_eq!(
+        text.matches("503 drain: the server is shutting down; trying again in 0 s").count(),
+        2,
+        "{text}"
+    );
+    assert!(accepted.contains("\r\nIdempotency-Key: ") && accepted.ends_with("\r\n\r\nhello"), "{accepted}");
+    assert_eq!(rejected, [accepted.clone(), accepted]);
+}
+
+#[test]
+fn pub_does_not_repeat_a_request_without_retry_after_or_beyond_its_time() {
+    for (lines, arguments, why, has_key) in [
+        ("", &[][..], "shutting down\n", true),
+        ("Retry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n", &[], "shutting down\n", true),
+        ("Retry-After: 31\r\n", &[], "not repeated after --retry-seconds 30\n", true),
+        ("Retry-After: 1\r\n", &["--retry-seconds=0"], "not repeated after --retry-seconds 0\n", false),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("ws://{}", listener.local_addr().unwrap());
+        let server = thread::spawn(move || (reject_one(&listener, lines), listener));
+        let output = run(oyez(&[&["pub", "x", "hello", "--url", &url], arguments].concat()), b"");
+        let (request, listener) = server.join().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{lines}");
+        let text = one_line(&output);
+        assert!(text.contains("503 drain") && text.ends_with(why), "{text}");
+        assert_eq!(request.contains("Idempotency-Key"), has_key, "{request}");
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "{lines}: one attempt");
+    }
+}
+
+/// The second attempt reaches no server, the third the next one. Both forms of the command: a request, and a WebSocket.
+#[test]
+fn pub_during_a_restart_reaches_the_next_server() {
+    for (arguments, input) in [(&["hello"][..], ""), (&[], "hello\n")] {
+        let port = free_port();
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let url = format!("ws://127.0.0.1:{port}");
+        let mut command = oyez(&[&["pub", "x", "--url", &url], arguments].concat());
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        reject_one(&listener, "Retry-After: 1\r\n");
+        drop(listener);
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let (first, second) = (next_line(&mut stderr), next_line(&mut stderr));
+        assert!(first.ends_with("503 drain: the server is shutting down; trying again in 1 s\n"), "{first}");
+        assert!(second.contains("refused") && second.ends_with("; trying again in 1 s\n"), "{second}");
+        let server = Server::start_command(oyez(&["serve", "--listen", &format!("127.0.0.1:{port}")]));
+        let status = child.wait().unwrap();
+        let mut rest = String::new();
+        stderr.read_to_string(&mut rest).unwrap();
+        assert!(status.success(), "{rest}");
+        let history = Client::new(server.connect()).ask(get("/v1/channels/x/history"));
+        assert_eq!(history.json()["messages"][0]["text"], "hello", "{rest}");
+    }
 }
 
 #[test]
