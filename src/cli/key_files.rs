@@ -88,8 +88,7 @@ impl TokenFile {
         let token = token.trim();
         // The token becomes part of a header line.
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let text =
-                format!("--token-file {}: no token in it: `oyez token new` prints one", path.display());
+            let text = format!("--token-file {}: no token in it: {TOKEN_COMMAND}", path.display());
             return Err(Failure::Usage(text));
         }
         Ok(Some(token.to_owned()))
@@ -105,6 +104,14 @@ pub(super) fn read_secret(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     read(flag, path)
 }
 
+/// Writes a random token. A build without client tokens has no `oyez token`.
+const METRICS_TOKEN_COMMAND: &str =
+    if cfg!(feature = "jwt") { "oyez token secret FILE" } else { "head -c 32 /dev/urandom | base64 > FILE" };
+
+/// Where a client's token comes from: of a server whose build has tokens, which this one may not have.
+const TOKEN_COMMAND: &str =
+    if cfg!(feature = "jwt") { "`oyez token new` prints one" } else { "an application server signs one" };
+
 /// Reads the token that `/metrics` requires: the first line of its file.
 pub(super) fn read_metrics_token(path: &Path) -> Result<MetricsToken, Failure> {
     const FLAG: &str = "--metrics-token-file";
@@ -112,7 +119,7 @@ pub(super) fn read_metrics_token(path: &Path) -> Result<MetricsToken, Failure> {
     MetricsToken::new(text.as_bytes()).ok_or_else(|| {
         Failure::Usage(format!(
             "{FLAG} {}: the token has at least {METRICS_TOKEN_BYTES_MIN} letters, digits or signs of ASCII, and no spaces: \
-             write one with `oyez token secret FILE`",
+             write one with `{METRICS_TOKEN_COMMAND}`",
             path.display()
         ))
     })

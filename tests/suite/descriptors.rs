@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::get;
-use crate::support::process::{DEADLINES, Server, counter, oyez, wait_until};
+use crate::support::process::{Server, counter, deadlines, oyez, wait_until};
 
 #[test]
 fn connection_over_the_limit_gets_503_then_waits() {
@@ -55,7 +55,7 @@ fn clients_beyond_256_descriptors_are_served_rejected_or_wait() {
     let line = format!("ulimit -n 256; exec {program} serve --listen 127.0.0.1:0 --close-timeout-ms 100");
     command
         .args(["-c", &line])
-        .envs(DEADLINES.iter().copied())
+        .envs(deadlines())
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped());
     let server = Server::start_command(command);

@@ -1,14 +1,14 @@
 //! Parts that a build leaves out by its cargo features: their flags, variables and URLs are errors that name the
-//! feature. The tests run in every build, and compare it with the features that it was compiled with.
+//! feature. The tests run with every build of the program, and compare it with the features that it has.
 
 use crate::support::client::Client;
+use crate::support::folder::Folder;
 use crate::support::http::get;
-use crate::support::process::{Server, oyez};
+use crate::support::process::{FEATURES, Server, has_part, oyez};
 
 /// A part of the program.
 struct Part {
     feature: &'static str,
-    is_built: bool,
     /// A flag of each command that needs it, with a valid value.
     flags: &'static [(&'static str, &'static str)],
 }
@@ -16,22 +16,15 @@ struct Part {
 const PARTS: [Part; 5] = [
     Part {
         feature: "backplane",
-        is_built: cfg!(feature = "backplane"),
         flags: &[("serve", "--backplane=redis://127.0.0.1:1"), ("serve", "--backplane-name=a")],
     },
-    Part {
-        feature: "deflate",
-        is_built: cfg!(feature = "deflate"),
-        flags: &[("serve", "--deflate=fresh"), ("serve", "--deflate-exclude=a.*")],
-    },
+    Part { feature: "deflate", flags: &[("serve", "--deflate=fresh"), ("serve", "--deflate-exclude=a.*")] },
     Part {
         feature: "history-file",
-        is_built: cfg!(feature = "history-file"),
         flags: &[("serve", "--history-file=/nonexistent/h"), ("serve", "--history-sync-ms=5")],
     },
     Part {
         feature: "jwt",
-        is_built: cfg!(feature = "jwt"),
         flags: &[
             ("serve", "--jwt-secret-file=/nonexistent"),
             ("serve", "--jwks-file=/nonexistent"),
@@ -40,7 +33,6 @@ const PARTS: [Part; 5] = [
     },
     Part {
         feature: "tls",
-        is_built: cfg!(feature = "tls"),
         flags: &[
             ("serve", "--tls-cert=c.pem"),
             ("serve", "--tls-sessions-max=5"),
@@ -60,11 +52,12 @@ fn run(arguments: &[&str], environment: Option<(&str, &str)>) -> (Option<i32>, S
 
 #[test]
 fn flag_of_a_missing_part_is_hidden_and_an_error_that_names_the_feature() {
-    for Part { feature, is_built, flags } in &PARTS {
+    for Part { feature, flags } in &PARTS {
+        let is_built = has_part(feature);
         for (command, flag) in *flags {
             let (name, value) = flag.split_once('=').unwrap();
             let (_, help) = run(&[command, "--help"], None);
-            assert_eq!(help.contains(&format!("{name} <")), *is_built, "{name}: {help}");
+            assert_eq!(help.contains(&format!("{name} <")), is_built, "{name}: {help}");
             let variable = format!("OYEZ_{}", name[2..].to_uppercase().replace('-', "_"));
             for (status, text) in [run(&[command, flag], None), run(&[command], Some((&variable, value)))] {
                 let names_feature = text.contains(&format!("--features {feature}"));
@@ -79,15 +72,12 @@ fn flag_of_a_missing_part_is_hidden_and_an_error_that_names_the_feature() {
 }
 
 /// The commands that a build can leave out, with their features.
-const COMMANDS: [(&str, &str, bool); 3] = [
-    ("bench", "bench", cfg!(feature = "bench")),
-    ("print", "print", cfg!(feature = "print")),
-    ("token", "jwt", cfg!(feature = "jwt")),
-];
+const COMMANDS: [(&str, &str); 3] = [("bench", "bench"), ("print", "print"), ("token", "jwt")];
 
 #[test]
 fn missing_command_is_an_error_that_names_the_feature() {
-    for (command, feature, is_built) in COMMANDS {
+    for (command, feature) in COMMANDS {
+        let is_built = has_part(feature);
         for arguments in [&[command][..], &[command, "--help"], &[command, "x", "--connections", "5", "-V"]] {
             let (status, text) = run(arguments, None);
             let is_missing = text.contains(&format!("{command} is not available in this build"));
@@ -117,7 +107,7 @@ fn url_with_tls_in_a_build_without_names_the_feature() {
     {
         let (status, text) = run(arguments, None);
         assert_eq!(status, Some(1), "{text}");
-        assert_eq!(text.contains("has no TLS"), cfg!(not(feature = "tls")), "{text}");
+        assert_eq!(text.contains("has no TLS"), !has_part("tls"), "{text}");
     }
 }
 
@@ -125,7 +115,7 @@ fn url_with_tls_in_a_build_without_names_the_feature() {
 fn page_is_served_by_a_build_with_the_console_only() {
     let server = Server::start(&[]);
     let status = |path: &str| Client::new(server.connect()).ask(get(path)).status;
-    assert_eq!((status("/"), status("/oyez.js")), (if cfg!(feature = "console") { 200 } else { 404 }, 200));
+    assert_eq!((status("/"), status("/oyez.js")), (if has_part("console") { 200 } else { 404 }, 200));
 }
 
 #[test]
@@ -134,16 +124,21 @@ fn version_names_the_features_of_the_build() {
     assert_eq!(status, Some(0));
     let features = text.split("features: ").nth(1).unwrap().trim_end().trim_end_matches(')');
     let features: Vec<&str> = features.split(',').collect();
-    for Part { feature, is_built, .. } in &PARTS {
-        assert_eq!(features.contains(feature), *is_built, "{text}");
+    for (feature, _) in FEATURES {
+        assert_eq!(features.contains(&feature), has_part(feature), "{text}");
     }
-    let others = [
-        ("bench", cfg!(feature = "bench")),
-        ("console", cfg!(feature = "console")),
-        ("jemalloc", cfg!(feature = "jemalloc")),
-        ("print", cfg!(feature = "print")),
-    ];
-    for (feature, is_built) in others {
-        assert_eq!(features.contains(&feature), is_built, "{text}");
+}
+
+#[test]
+fn invalid_token_file_names_a_command_that_is_in_the_build() {
+    let folder = Folder::new();
+    let file = folder.file("token", " ");
+    for arguments in
+        [["serve", "--check", "--metrics-token-file", &file], ["sub", "a", "--token-file", &file]]
+    {
+        let output = oyez(&arguments).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{text}");
+        assert_eq!(text.contains("oyez token"), has_part("jwt"), "{text}");
     }
 }

@@ -18,21 +18,44 @@ pub const TEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// Deadlines of servers under test, twice [`TEST_TIMEOUT`], so that a slow machine never breaks one that a test
 /// is not about. A test that is about a deadline sets its flag, which overrides the variable. No pings either:
 /// a client that waits for its turn in a test would answer late.
-pub const DEADLINES: &[(&str, &str)] = &[
+pub fn deadlines() -> impl Iterator<Item = (&'static str, &'static str)> {
+    const OF_TOKENS: [&str; 2] = ["OYEZ_AUTH_TIMEOUT_MS", "OYEZ_TOKEN_GRACE_MS"];
+    DEADLINES.iter().copied().filter(|(name, _)| !OF_TOKENS.contains(name) || has_part("jwt"))
+}
+
+const DEADLINES: &[(&str, &str)] = &[
     ("OYEZ_PING_INTERVAL_MS", "0"),
     ("OYEZ_PONG_TIMEOUT_MS", "600000"),
     ("OYEZ_HANDSHAKE_TIMEOUT_MS", "600000"),
     ("OYEZ_BODY_TIMEOUT_MS", "600000"),
     ("OYEZ_KEEP_ALIVE_MS", "600000"),
-    #[cfg(feature = "jwt")]
     ("OYEZ_AUTH_TIMEOUT_MS", "600000"),
-    #[cfg(feature = "jwt")]
     ("OYEZ_TOKEN_GRACE_MS", "600000"),
     ("OYEZ_SLOW_TIMEOUT_MS", "600000"),
     ("OYEZ_USER_TIMEOUT_MS", "600000"),
 ];
 
-/// Another program with the same features, such as the smallest.
+/// The cargo features, and whether the tests were compiled with them.
+pub const FEATURES: [(&str, bool); 9] = [
+    ("backplane", cfg!(feature = "backplane")),
+    ("bench", cfg!(feature = "bench")),
+    ("console", cfg!(feature = "console")),
+    ("deflate", cfg!(feature = "deflate")),
+    ("history-file", cfg!(feature = "history-file")),
+    ("jemalloc", cfg!(feature = "jemalloc")),
+    ("jwt", cfg!(feature = "jwt")),
+    ("print", cfg!(feature = "print")),
+    ("tls", cfg!(feature = "tls")),
+];
+
+/// Returns true if the program under test has the part of a cargo feature.
+pub fn has_part(feature: &str) -> bool {
+    let (_, is_compiled) = FEATURES.iter().find(|(name, _)| *name == feature).unwrap();
+    let missing = std::env::var("OYEZ_SUITE_WITHOUT").unwrap_or_default();
+    *is_compiled && feature != missing
+}
+
+/// Another program with the same features, such as the smallest, or without the one that `OYEZ_SUITE_WITHOUT` names.
 fn other_program() -> Option<OsString> {
     std::env::var_os("OYEZ_SUITE_PROGRAM")
 }
@@ -42,7 +65,7 @@ pub fn is_own_program() -> bool {
     other_program().is_none()
 }
 
-/// The `oyez` command, with [`DEADLINES`].
+/// The `oyez` command, with [`deadlines`].
 pub fn oyez(arguments: &[&str]) -> Command {
     let mut command = Command::new(other_program().unwrap_or_else(|| env!("CARGO_BIN_EXE_oyez").into()));
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -52,7 +75,7 @@ pub fn oyez(arguments: &[&str]) -> Command {
     }
     // The help would show their values.
     if !arguments.contains(&"--help") {
-        command.envs(DEADLINES.iter().copied());
+        command.envs(deadlines());
     }
     command
 }
