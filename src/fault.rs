@@ -65,7 +65,7 @@ impl ProxyFault {
 }
 
 /// The error in a token or ticket. It holds no part of the token, so it can appear in logs, metrics and responses; and
-/// it takes one byte of a [`Reason`], which every slot holds.
+/// it takes one byte of a close reason, which every slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenFault {
     /// The token is longer than the maximum.

@@ -69,14 +69,14 @@ pub(super) struct SubscribeCommand {
 
 /// Maximum delay before the first reconnect; it doubles with each failure, up to the last value. The delay is a random
 /// part of it, so that clients that were disconnected together do not reconnect together.
-const BACKOFF_FIRST_MS: u64 = 200;
-const BACKOFF_LAST_MS: u64 = 30_000;
+const BACKOFF_MS_MIN: u64 = 200;
+const BACKOFF_MS_MAX: u64 = 30_000;
 
 /// The longest delay that a server can ask for.
-const RETRY_LAST_MS: u64 = 60 * 60 * 1_000;
+const RETRY_MS_MAX: u64 = 60 * 60 * 1_000;
 
 /// A connection that lasted this long resets the delay.
-const HELD: Duration = Duration::from_secs(30);
+const RESET_AFTER: Duration = Duration::from_secs(30);
 
 const SOCKET: Token = Token(0);
 const READER: Token = Token(1);
@@ -266,18 +266,18 @@ impl Subscriber {
 
     /// Schedules the next connection attempt.
     fn lost(&mut self, why: &str, policy: &ReconnectPolicy) -> Result<(), Failure> {
-        if matches!(self.state, SubscriberState::Open { since, .. } if since.elapsed() >= HELD) {
+        if matches!(self.state, SubscriberState::Open { since, .. } if since.elapsed() >= RESET_AFTER) {
             self.failures = 0;
         }
-        let ceiling = (BACKOFF_FIRST_MS << self.failures.min(20)).min(BACKOFF_LAST_MS);
+        let ceiling = (BACKOFF_MS_MIN << self.failures.min(20)).min(BACKOFF_MS_MAX);
         // The hasher's key is random in each process and each call.
         let backoff = RandomState::new().hash_one(self.failures) % ceiling;
         let pause_ms = match *policy {
             ReconnectPolicy::Never => return Err(Failure::Failed(why.to_owned())),
             // Without the backoff, a server that sends `retry_ms=0` to every client would get hundreds of attempts per
             // second.
-            ReconnectPolicy::After(millis) if self.failures > 0 => millis.clamp(backoff, RETRY_LAST_MS),
-            ReconnectPolicy::After(millis) => millis.min(RETRY_LAST_MS),
+            ReconnectPolicy::After(millis) if self.failures > 0 => millis.clamp(backoff, RETRY_MS_MAX),
+            ReconnectPolicy::After(millis) => millis.min(RETRY_MS_MAX),
             ReconnectPolicy::Backoff => backoff,
         };
         self.failures += 1;

@@ -283,7 +283,7 @@ impl Hub {
                 channel.last().max(channel.history.evicted_through()),
                 channel.persisted.is_written,
             );
-            if self.shrink_trigger.is_due(self.channels.len(), self.channels.capacity()) {
+            if self.shrink_trigger.is_due_after_removal(self.channels.len(), self.channels.capacity()) {
                 self.shrink();
             }
         }

@@ -227,7 +227,7 @@ impl<T: Transport> Engine<T> {
     /// Returns false if the subscriber is to catch up from the history.
     fn retry_or_skip(&mut self, subscriber: SlotId, form: Form, delivery: &Delivery, now: LoopTime) -> bool {
         self.enqueue_after_flush(subscriber, delivery, now)
-            || self.is_skipped(subscriber, form, delivery, now)
+            || self.apply_slow_policy(subscriber, form, delivery, now)
     }
 
     /// Applies `--on-slow` to a subscriber whose outbox could not take a batch. Returns true if it does not receive the
@@ -236,7 +236,13 @@ impl<T: Transport> Engine<T> {
     /// This is one of the two triggers of the slow-consumer policy: the outbox is over its limit. The other one is a
     /// socket that accepts no bytes, or too few, for too long (`Slot::has_stalled`), which the flush and expire phases
     /// check.
-    fn is_skipped(&mut self, subscriber: SlotId, form: Form, delivery: &Delivery, now: LoopTime) -> bool {
+    fn apply_slow_policy(
+        &mut self,
+        subscriber: SlotId,
+        form: Form,
+        delivery: &Delivery,
+        now: LoopTime,
+    ) -> bool {
         let is_replaying = self.slots.get(subscriber).is_some_and(Slot::is_replaying);
         match self.shared.limits.on_slow {
             // The slice of the first replay fills the outbox. The client's other channels are replayed after that.

@@ -10,7 +10,6 @@ use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
 use crate::metrics::exposition;
 use crate::metrics::levels::Levels;
-
 use crate::net::transport::Transport;
 use crate::session::LogMode;
 use crate::session::http::query::{Listing, PendingQuery, QueryProgress};
@@ -39,7 +38,7 @@ impl<T: Transport> Engine<T> {
             return Cost::NONE;
         };
         let is_new = !pending.progress.has_begun();
-        if is_new && let Some(rejection) = self.reject_query(&pending.query) {
+        if is_new && let Some(rejection) = self.query_rejection(&pending.query) {
             self.reject_request(id, &pending.options, rejection, now);
             return Cost::SLICE;
         }
@@ -89,7 +88,7 @@ impl<T: Transport> Engine<T> {
 
     /// Returns the error for a query that arrives now, if the server is to reject it. The only place where a query is
     /// rejected because of the state of the server.
-    fn reject_query(&self, query: &Query) -> Option<Rejection> {
+    fn query_rejection(&self, query: &Query) -> Option<Rejection> {
         match query {
             // Health checks and metrics are served until the end.
             Query::Metrics => None,

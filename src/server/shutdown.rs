@@ -133,7 +133,7 @@ impl<E: Acceptor> Server<E> {
         let is_saved = self.save(timeout);
         let end = match end {
             // The next program begins a new epoch if the history is incomplete, which is logged.
-            ServerExit::Drained if self.upgrade.is_draining() && !self.has_signal_to_end(now) => {
+            ServerExit::Drained if self.upgrade.is_draining() && !self.take_last_signals(now) => {
                 ServerExit::Replaced
             }
             end if is_saved => end,
@@ -143,9 +143,9 @@ impl<E: Acceptor> Server<E> {
         Some(end)
     }
 
-    /// Returns true if a signal to end arrived after the signals of this turn were handled, while the history file was
-    /// completed for example. The next program receives the signals that arrive from now on.
-    fn has_signal_to_end(&mut self, now: LoopTime) -> bool {
+    /// Handles the signals that arrived after those of this turn, while the history file was completed for example.
+    /// Returns true if one of them ends the server. The next program receives the signals that arrive from now on.
+    fn take_last_signals(&mut self, now: LoopTime) -> bool {
         signal_mask::block();
         let has_signal = self.signals.pending().any(|signal| matches!(signal, SIGTERM | SIGINT));
         if has_signal {

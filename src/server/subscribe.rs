@@ -102,7 +102,7 @@ impl<T: Transport> Engine<T> {
         rights: &Rights,
         now: LoopTime,
     ) -> Result<Subscribed, Rejection> {
-        self.may_subscribe(id, name, rights, now)?;
+        self.check_subscription(id, name, rights, now)?;
         // The cursor that the client receives must not be ahead of messages of its other channels that were not yet
         // sent to it.
         self.deliver_unsent(id, now);
@@ -139,8 +139,8 @@ impl<T: Transport> Engine<T> {
         Ok(subscribed)
     }
 
-    /// Checks the rights and the limits of a connection that subscribes.
-    fn may_subscribe(
+    /// Checks the rights and the limits of a connection that subscribes. A connection of a draining server is closed.
+    fn check_subscription(
         &mut self,
         id: SlotId,
         name: &ChannelName,

@@ -110,9 +110,9 @@ impl ProgramUpgrade {
         command.spawn().map(CheckProcess)
     }
 
-    /// Returns true if the new program has accepted its configuration. Called in each turn; the end of the child
-    /// process is a signal, and so an event.
-    fn has_passed(&mut self, now: LoopTime) -> bool {
+    /// Returns true if the new program has accepted its configuration, and ends the upgrade if it has not. Called in
+    /// each turn; the end of the child process is a signal, and so an event.
+    fn poll_check(&mut self, now: LoopTime) -> bool {
         let UpgradeState::Checking { check, until } = &mut self.state else { return false };
         let why = match check.0.try_wait() {
             Ok(None) if !until.is_due(now) => return false,
@@ -145,7 +145,7 @@ impl<E: Acceptor> Server<E> {
 
     /// Begins the drain for an upgrade when the new program has accepted its configuration.
     pub(super) fn continue_upgrade(&mut self, now: LoopTime) {
-        if !self.upgrade.has_passed(now) {
+        if !self.upgrade.poll_check(now) {
             return;
         }
         if self.store.is_none() && self.backplane.is_none() {

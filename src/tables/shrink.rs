@@ -57,7 +57,7 @@ impl ShrinkTrigger {
     }
 
     /// Returns true if a slab of this many entries and places is to be shrunk after one entry was removed.
-    pub fn is_due(&mut self, len: usize, capacity: usize) -> bool {
+    pub fn is_due_after_removal(&mut self, len: usize, capacity: usize) -> bool {
         if !self.is_sparse(len, capacity) || len >= self.below {
             return false;
         }
@@ -73,10 +73,13 @@ mod tests {
     #[test]
     fn slab_whose_highest_key_is_in_use_is_walked_a_few_times() {
         let mut trigger = ShrinkTrigger::new(100);
-        let tries = (0..250_000).rev().filter(|&len| trigger.is_due(len, 1_000_000)).count();
+        let tries = (0..250_000).rev().filter(|&len| trigger.is_due_after_removal(len, 1_000_000)).count();
         assert_eq!(tries, 18, "log2 of a quarter of a million");
-        assert!(!trigger.is_due(0, 100), "that capacity is retained");
-        assert!(!trigger.is_due(500, 1_000) && trigger.is_due(249, 1_000), "it has grown meanwhile");
+        assert!(!trigger.is_due_after_removal(0, 100), "that capacity is retained");
+        assert!(
+            !trigger.is_due_after_removal(500, 1_000) && trigger.is_due_after_removal(249, 1_000),
+            "it has grown meanwhile"
+        );
         let start = LoopTime::from_millis(0);
         let tries = (0..3_000).filter(|&millis| trigger.is_due_at(9, 1_000, start.after(millis))).count();
         assert_eq!(tries, 3, "once a second, since the highest key may be free by now");
