@@ -19,7 +19,10 @@ impl LogDiscontinuity {
     /// Returns true if the cursor `upto` is incomplete too, and not only those before it: the loss was found when it
     /// was the position, so clients may have received it as a cursor before anything was known.
     pub fn includes_upto(&self) -> bool {
-        matches!(self.cause, LossCause::Jump | LossCause::Report | LossCause::RollCall)
+        matches!(
+            self.cause,
+            LossCause::Jump | LossCause::TrimmedJump | LossCause::Report | LossCause::RollCall
+        )
     }
 }
 
@@ -30,6 +33,8 @@ pub enum LossCause {
     Trimmed,
     /// Entries of a node are missing before its next one.
     Jump,
+    /// The same, after entries were trimmed unread: the missing ones may be among them.
+    TrimmedJump,
     /// A new epoch has begun, and its data do not continue from this node's position.
     Marker,
     /// Another node has applied entries that this one has not.
@@ -41,13 +46,26 @@ pub enum LossCause {
 impl LossCause {
     /// Returns true if the messages were removed by the limits of the log, and not lost by a failure.
     pub fn is_eviction(self) -> bool {
-        self == LossCause::Trimmed
+        matches!(self, LossCause::Trimmed | LossCause::TrimmedJump)
     }
 
-    /// One word for the server's log and for metrics.
+    /// The place of its counter, see [`ReadCounters::discontinuities`].
+    ///
+    /// [`ReadCounters::discontinuities`]: crate::metrics::levels::ReadCounters::discontinuities
+    pub(super) fn index(self) -> usize {
+        match self {
+            LossCause::Trimmed | LossCause::TrimmedJump => 0,
+            LossCause::Jump => 1,
+            LossCause::Marker => 2,
+            LossCause::Report => 3,
+            LossCause::RollCall => 4,
+        }
+    }
+
+    /// One word for the server's log.
     pub fn as_str(self) -> &'static str {
         match self {
-            LossCause::Trimmed => "trimmed",
+            LossCause::Trimmed | LossCause::TrimmedJump => "trimmed",
             LossCause::Jump => "jump",
             LossCause::Marker => "marker",
             LossCause::Report => "report",

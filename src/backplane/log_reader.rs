@@ -12,6 +12,10 @@
 //! 5. r is unknown: it is new, and L = 0, once this node has reached the end of the log. Before that, the first number
 //!    found is the baseline.
 //!
+//! After a trimmed range, the first entry of each run shows a jump over entries that were trimmed, or lost with an
+//! earlier epoch. Those that precede an entry which the log had when the link was opened were published before that.
+//! The discontinuity of the trimmed range, which follows the opening, covers them, so rule 4 announces no other one.
+//!
 //! An entry that was resent, of a run of which this node has applied only resent ones, may be the second copy of an
 //! entry whose first copy was trimmed. Other nodes have it at the first copy's place, so cursors before it are
 //! incomplete here.
@@ -98,6 +102,10 @@ pub(super) struct LogReader<P> {
     /// The highest number of an own entry that was applied.
     pub(super) applied_number: u64,
     has_caught_up: bool,
+    /// The end of the log when the link was opened.
+    end_at_opening: MessageId,
+    /// The end of the log when the link was opened on which the last trimmed range was found.
+    covered_through: MessageId,
     pub(super) counters: ReadCounters,
 }
 
@@ -106,12 +114,14 @@ impl<P> LogReader<P> {
         LogReader {
             run,
             position: START,
-            roll_call: RollCall::new(age_ms),
+            roll_call: RollCall::new(run, age_ms),
             segments: LogSegments::new(age_ms, bytes_max),
             own: PendingEntries::new(run, pending_bytes_max),
             events: VecDeque::new(),
             applied_number: 0,
             has_caught_up: false,
+            end_at_opening: START,
+            covered_through: START,
             counters: ReadCounters::default(),
         }
     }
@@ -120,6 +130,23 @@ impl<P> LogReader<P> {
     pub(super) fn catch_up(&mut self) {
         self.has_caught_up = true;
         self.roll_call.catch_up();
+    }
+
+    /// Records that the link was opened, and the end of the log.
+    pub(super) fn open(&mut self, end: MessageId) {
+        self.end_at_opening = end;
+    }
+
+    /// Returns true if the announced discontinuity of a trimmed range covers entries that are missing before this one.
+    fn is_covered(&self, id: MessageId) -> bool {
+        id.epoch == self.covered_through.epoch && id <= self.covered_through
+    }
+
+    /// Returns true if a client that attaches with a cursor was on another node, and may have missed entries there that
+    /// this node does not announce again, or has applied and the log has lost.
+    pub(super) fn has_unreported_loss(&self) -> bool {
+        let is_behind_trimmed = self.position < self.covered_through && self.is_covered(self.position);
+        self.roll_call.is_ahead() || is_behind_trimmed
     }
 
     pub(super) fn push(&mut self, event: LinkEvent<'static, P>) {
@@ -153,14 +180,20 @@ impl<P> LogReader<P> {
                     self.skip_own(number, now);
                 }
             }
+            Numbering::Jump { .. } if !is_trimmed && self.is_covered(id) => {
+                self.apply(&entry, raw, is_first, now);
+                // A client of a node that has not read this entry may miss those before it without a notice.
+                self.push(LinkEvent::RaiseEvicted { upto: id });
+            }
             numbering => {
-                if let Numbering::Jump { first_missing } = numbering
+                if let Numbering::Jump { first_missing, may_be_trimmed } = numbering
                     && !is_trimmed
                 {
+                    let cause = if may_be_trimmed { LossCause::TrimmedJump } else { LossCause::Jump };
                     let missing = MissingEntries { run, first: first_missing, last: number - 1 };
                     let after = self.roll_call.loss_after(run).unwrap_or(self.position);
-                    self.count_loss(LossCause::Jump, Some(missing));
-                    self.lose(after, before, LossCause::Jump);
+                    self.count_loss(cause, Some(missing));
+                    self.lose(after, before, cause);
                 }
                 self.apply(&entry, raw, is_first, now);
             }
@@ -172,6 +205,8 @@ impl<P> LogReader<P> {
     /// Records that entries before this one were trimmed unread.
     fn lose_range(&mut self, before: MessageId, time_ms: u64) {
         let has_new_epoch = before.epoch != self.position.epoch;
+        let is_known = before.epoch == self.end_at_opening.epoch && before < self.end_at_opening;
+        self.covered_through = if is_known { self.end_at_opening } else { START };
         self.roll_call.lose_range(has_new_epoch.then_some(before.epoch));
         self.count_loss(LossCause::Trimmed, None);
         let discontinuity =
@@ -227,8 +262,9 @@ impl<P> LogReader<P> {
         }
         let is_copy = self.roll_call.apply(run, number, raw.id, entry.header.is_resent);
         self.position = raw.id;
-        self.counters.entries += 1;
-        self.counters.items += entry.count;
+        let source = usize::from(!is_own);
+        self.counters.entries[source] += 1;
+        self.counters.items[source] += entry.count;
         if is_own {
             self.applied_number = number;
         }
@@ -354,7 +390,7 @@ impl<P> LogReader<P> {
     }
 
     fn count_loss(&mut self, cause: LossCause, missing: Option<MissingEntries>) {
-        self.counters.discontinuities += 1;
+        self.counters.discontinuities[cause.index()] += 1;
         self.notice(LinkNotice::Discontinuity { cause, missing });
     }
 }

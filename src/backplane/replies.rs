@@ -251,6 +251,20 @@ pub(super) enum ErrorAction {
 }
 
 impl ErrorAction {
+    /// The place of its counter, see [`BackplaneStats::errors`].
+    ///
+    /// [`BackplaneStats::errors`]: crate::metrics::levels::BackplaneStats::errors
+    pub(super) fn index(&self) -> usize {
+        match self {
+            ErrorAction::ReconnectAtOnce | ErrorAction::OutOfOrder => 0,
+            ErrorAction::Redirect(_) => 1,
+            ErrorAction::ReconnectLater => 2,
+            ErrorAction::OutOfMemory => 3,
+            ErrorAction::NewerVersion => 4,
+            ErrorAction::Reject => 5,
+        }
+    }
+
     /// Classifies an error by its first word.
     pub(super) fn of(text: &str) -> ErrorAction {
         let mut words = text.split(' ');

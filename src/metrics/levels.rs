@@ -68,8 +68,9 @@ pub struct BackplaneStats {
     pub links_opened: u64,
     /// Links that were lost, and attempts that failed.
     pub links_lost: u64,
-    /// Error replies.
-    pub errors: u64,
+    /// Error replies, by kind: another epoch or missing scripts, another server, unavailable, out of memory, a newer
+    /// version, and any other one.
+    pub errors: [u64; 6],
     /// Replicas that had the last entries at the end of the last wait.
     pub replicas: u64,
     /// Number of waits that ended with too few replicas.
@@ -81,14 +82,14 @@ pub struct BackplaneStats {
 /// Counters of the entries that were read from the log since the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReadCounters {
-    /// Entries that were applied.
-    pub entries: u64,
+    /// Entries that were applied: of this node, and of the others.
+    pub entries: [u64; 2],
     /// Items of these entries.
-    pub items: u64,
+    pub items: [u64; 2],
     /// Entries that were skipped as duplicates.
     pub duplicates: u64,
-    /// Discontinuities.
-    pub discontinuities: u64,
+    /// Discontinuities, by the reason: trimmed, jump, marker, report, roll call.
+    pub discontinuities: [u64; 5],
     /// Epochs that began, by the reason: new, damaged, moved, and any other one.
     pub epochs: [u64; 4],
 }

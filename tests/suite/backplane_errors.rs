@@ -288,6 +288,56 @@ fn entry_with_the_largest_id_and_time_is_applied() {
     assert_eq!(node.link.position().seq, u64::MAX);
 }
 
+#[test]
+fn error_replies_are_counted_by_kind() {
+    let errors = [
+        "OYEZEPOCH 12",
+        "MOVED 3999 127.0.0.1:6381",
+        "NOREPLICAS Not enough good replicas to write.",
+        "OOM command not allowed",
+        "OYEZVERSION 2",
+        "NOPERM this user has no permissions",
+    ];
+    for (kind, error) in errors.into_iter().enumerate() {
+        let mut log = new_log();
+        let mut node = start(1, &mut log);
+        assert_eq!(node.link.stats(node.now).errors, [0; 6]);
+        log.append_error = Some(error);
+        node.run_ms(&mut log, 3_000);
+        let counts = node.link.stats(node.now).errors;
+        assert!(counts[kind] > 0 && counts.iter().sum::<u64>() == counts[kind], "{error}: {counts:?}");
+    }
+}
+
+#[test]
+fn entries_and_items_are_counted_by_their_node() {
+    let mut log = new_log();
+    let mut nodes = [start(1, &mut log), start(2, &mut log)];
+    let counts = |node: &Node| {
+        let read = node.link.stats(node.now).read;
+        (read.entries, read.items)
+    };
+    let before = [counts(&nodes[0]), counts(&nodes[1])];
+    // One entry with two items.
+    for number in [1, 2] {
+        let message =
+            LogMessage { channel: "a", kind: Kind::Text, payload: b"x", client: None, user: None, key: None };
+        let submitted = nodes[0].link.submit(&Item::Message(message), Some(number), nodes[0].now);
+        assert!(submitted.is_ok());
+    }
+    nodes[0].link.finish_turn();
+    while nodes[0].acknowledged.len() < 2 {
+        nodes.iter_mut().for_each(|node| node.run_ms(&mut log, STEP_MS));
+    }
+    for (at, source) in [(0, 0), (1, 1)] {
+        let (entries, items) = counts(&nodes[at]);
+        let (entries_before, items_before) = before[at];
+        let more = (entries[source] - entries_before[source], items[source] - items_before[source]);
+        // Heartbeats may be among them.
+        assert!(more.0 >= 1 && more.1 == more.0 + 1, "node {at}: {more:?}");
+    }
+}
+
 /// The counter of blocks begins again when the keys are deleted, and blocks that are 256 apart have the same ids.
 #[test]
 fn block_of_client_ids_that_another_node_has_is_not_used() {

@@ -278,7 +278,7 @@ impl Coverage {
     fn count_loss(&mut self, cause: LossCause) {
         self.losses[match cause {
             LossCause::Trimmed => 0,
-            LossCause::Jump => 1,
+            LossCause::Jump | LossCause::TrimmedJump => 1,
             LossCause::Marker => 2,
             LossCause::Report => 3,
             LossCause::RollCall => 4,
@@ -975,4 +975,72 @@ fn message_of_a_node_that_was_silent_is_announced_as_lost_if_the_node_crashes() 
     assert!(world.acknowledged.contains(&1), "the old primary has acknowledged the message");
     let coverage = world.finish().unwrap();
     assert!(coverage.losses[4] >= 2, "both other nodes announce it: {coverage:?}");
+}
+
+/// Only the other nodes announce that messages of the node may be lost: it has all of its own.
+#[test]
+fn node_that_was_cut_off_during_a_failover_does_not_await_its_own_report() {
+    let mut world = World::new();
+    world.inject(Fault::Failover { lag: 0 });
+    for _ in 0..15 {
+        world.pass(1200);
+        (0..2).for_each(|node| world.operate(node));
+    }
+    assert_eq!(world.coverage.losses, [0, 0, 0, 0, 2]);
+    let coverage = world.finish().unwrap();
+    assert_eq!(coverage.losses, [0, 0, 0, 0, 2]);
+}
+
+/// Redis loses its data twice, and one node reads only the second marker: it is not awaited for the first one.
+#[test]
+fn report_for_a_lost_marker_is_not_awaited() {
+    let mut world = World::new();
+    for _ in 0..2 {
+        world.inject(Fault::Flush);
+        // A heartbeat shows a node that the log is gone.
+        for _ in 0..6 {
+            world.pass(500);
+            (0..2).for_each(|node| world.operate(node));
+        }
+    }
+    assert_eq!(world.coverage.losses, [0, 0, 4, 0, 0]);
+    let coverage = world.finish().unwrap();
+    assert_eq!((coverage.losses[2], coverage.losses[4]), (5, 0));
+}
+
+/// A node was cut off for longer than the log reaches back: one notice covers the entries of all other nodes.
+#[test]
+fn trimmed_range_is_announced_once_for_all_nodes() {
+    let mut world = World::new();
+    world.step(Step::Cut { node: 2, is_executed_later: false });
+    for _ in 0..8 {
+        world.pass(1000);
+        (0..2).for_each(|node| world.submit(node, 1));
+        (0..2).for_each(|node| world.operate(node));
+    }
+    world.inject(Fault::Trim);
+    world.pass(1200);
+    world.drive(2);
+    world.connect(2, world.primary);
+    let mut has_unreported_loss = Vec::new();
+    while !world.nodes[2].link.is_up() {
+        for side in 0..2 {
+            world.send(2, side, usize::MAX);
+            world.receive(2, side, 20);
+        }
+        if world.coverage.losses[0] > 0 {
+            has_unreported_loss.push(world.nodes[2].link.has_unreported_loss());
+        }
+    }
+    // A client of another node that attaches meanwhile may miss entries that are only lost.
+    assert_eq!((has_unreported_loss.first(), has_unreported_loss.last()), (Some(&true), Some(&false)));
+    assert_eq!(world.coverage.raised, 1, "cursors before the jump are incomplete");
+    for _ in 0..5 {
+        world.pass(1200);
+        (0..NODES).for_each(|node| world.operate(node));
+    }
+    let counted = world.nodes[2].link.stats(world.now()).read.discontinuities;
+    assert_eq!(counted, [1, 0, 0, 0, 0]);
+    let coverage = world.finish().unwrap();
+    assert_eq!(coverage.losses, [1, 0, 0, 0, 0]);
 }

@@ -195,7 +195,7 @@ impl<P> Link<P> {
 
     /// Rejects the publishes of an entry for which Redis has no memory. The link stays open.
     fn reject_entry(&mut self, number: u64, now: LoopTime) {
-        self.counters.errors += 1;
+        self.counters.errors[ErrorAction::OutOfMemory.index()] += 1;
         if self.lines.logs_full(now) {
             self.log.notice(LinkNotice::OutOfMemory);
         }

@@ -233,10 +233,10 @@ impl<P> Link<P> {
         self.was_up
     }
 
-    /// Returns true if this node has applied entries that the log has lost, and that other nodes may receive yet: a
-    /// client that attaches with a cursor may miss them, and gets a gap.
+    /// Returns true if this node has applied entries that the log has lost, and that other nodes may receive yet, or if
+    /// it reads the log after a trimmed range: a client that attaches with a cursor may miss entries, and gets a gap.
     pub fn has_unreported_loss(&self) -> bool {
-        self.log.roll_call.is_ahead()
+        self.log.has_unreported_loss()
     }
 
     /// The live nodes, with the contents of their last heartbeats.
@@ -398,8 +398,8 @@ impl<P> Link<P> {
 
     /// The failure of the link that an error reply causes.
     fn error(&mut self, command: &'static str, text: String, now: LoopTime) -> LinkFailure {
-        self.counters.errors += 1;
         let action = ErrorAction::of(&text);
+        self.counters.errors[action.index()] += 1;
         match &action {
             ErrorAction::Redirect(address) => self.redirect = Some(address.clone()),
             ErrorAction::Reject if self.lines.logs_rejected(now) => {

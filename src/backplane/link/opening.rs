@@ -145,6 +145,7 @@ impl<P> Link<P> {
         let OpenReply { epoch, seq, reason, birth, block, time_ms } = opened;
         let (end, position) = (MessageId { epoch, seq }, self.log.position);
         self.end = end;
+        self.log.open(end);
         self.older_since = None;
         self.counters.links_opened += 1;
         self.blocks.allocated(block);

@@ -96,6 +96,8 @@ struct RunState {
     /// True if an entry that was sent once was applied since the start or the last trimmed range. Until then a copy may
     /// be the second one of an entry whose first copy was trimmed.
     is_aligned: bool,
+    /// True if its next entries may be in a range that was trimmed unread.
+    may_be_trimmed: bool,
 }
 
 impl RunState {
@@ -133,8 +135,8 @@ pub(super) enum Numbering {
     Next,
     /// The entry was applied before.
     Duplicate,
-    /// Entries from this number on are missing.
-    Jump { first_missing: u64 },
+    /// Entries from this number on are missing. They may have been trimmed unread.
+    Jump { first_missing: u64, may_be_trimmed: bool },
     /// Entries are missing, and the loss of all of them was announced.
     AnnouncedJump,
 }
@@ -159,6 +161,8 @@ pub(super) enum Membership {
 /// The numbers and the state of all runs.
 #[derive(Debug, Default)]
 pub(super) struct RollCall {
+    /// The run of this node.
+    own_run: RunId,
     runs: BTreeMap<RunId, RunState>,
     /// True once the node has reached the end of the log. A run that is unknown later is new.
     has_caught_up: bool,
@@ -185,9 +189,9 @@ pub(super) struct RollCall {
 }
 
 impl RollCall {
-    /// An empty table for a log whose entries are kept for `age_ms`.
-    pub(super) fn new(age_ms: u64) -> RollCall {
-        RollCall { memory_ms: age_ms.saturating_mul(2), ..RollCall::default() }
+    /// An empty table of the node `own_run`, for a log whose entries are kept for `age_ms`.
+    pub(super) fn new(own_run: RunId, age_ms: u64) -> RollCall {
+        RollCall { own_run, memory_ms: age_ms.saturating_mul(2), ..RollCall::default() }
     }
 
     /// Advances log time to that of an entry or marker.
@@ -226,9 +230,9 @@ impl RollCall {
 
     /// Compares the number of an entry with the last one of its run.
     pub(super) fn compare(&self, run: RunId, number: u64) -> Numbering {
-        let (last, known_through) = match self.runs.get(&run) {
-            Some(state) => (state.last_number, state.known_through()),
-            None if self.has_caught_up => (0, 0),
+        let (last, known_through, may_be_trimmed) = match self.runs.get(&run) {
+            Some(state) => (state.last_number, state.known_through(), state.may_be_trimmed),
+            None if self.has_caught_up => (0, 0, false),
             None => return Numbering::Next,
         };
         if number <= last {
@@ -238,7 +242,7 @@ impl RollCall {
         } else if number - 1 <= known_through {
             Numbering::AnnouncedJump
         } else {
-            Numbering::Jump { first_missing: known_through + 1 }
+            Numbering::Jump { first_missing: known_through + 1, may_be_trimmed }
         }
     }
 
@@ -259,12 +263,14 @@ impl RollCall {
             presence: Presence::TimedOut,
             announced_through: 0,
             is_aligned: false,
+            may_be_trimmed: false,
         });
         if !state.is_live() {
             state.presence = Presence::Live;
             self.changes.push(Membership::Joined(run));
         }
         state.is_aligned |= !is_resent;
+        state.may_be_trimmed = false;
         (state.last_number, state.last_id) = (number, id);
         state.seen_ms = self.now_ms;
         !state.is_aligned
@@ -288,7 +294,9 @@ impl RollCall {
     /// Records that a range of the log was trimmed unread. `epoch`: the marker of this epoch is part of it, so this
     /// node does not know where the data of the previous epochs ended.
     pub(super) fn lose_range(&mut self, epoch: Option<u64>) {
-        self.runs.values_mut().for_each(|state| state.is_aligned = false);
+        for state in self.runs.values_mut() {
+            (state.is_aligned, state.may_be_trimmed) = (false, true);
+        }
         if let Some(epoch) = epoch {
             let awaited = self.numbers().collect();
             let deadline_ms = Some(self.now_ms.saturating_add(REPORT_TIMEOUT_MS));
@@ -329,19 +337,29 @@ impl RollCall {
         let shared_id = if position < survived { position } else { survived };
         self.shared_id = Some(shared_id);
         // No node could append during the outage, so the end of the previous epoch decides which nodes may have
-        // published. One that has shut down publishes nothing more.
+        // published. One that has shut down publishes nothing more. This node has all of its own messages, and reads its
+        // own report late if it was cut off.
         let since = self.applied_ms.saturating_sub(EXPECTED_MS);
-        let is_expected = |state: &RunState| {
-            state.presence != Presence::ShutDown && state.seen_ms >= since && state.last_number > 0
+        let is_expected = |run: RunId, state: &RunState| {
+            run != self.own_run
+                && state.presence != Presence::ShutDown
+                && state.seen_ms >= since
+                && state.last_number > 0
         };
-        let expected =
-            self.runs.iter().filter(|(_, state)| is_expected(state)).map(|(run, _)| *run).collect();
-        self.calls.push(Call {
+        let runs = self.runs.iter().filter(|(run, state)| is_expected(**run, state));
+        let mut call = Call {
             epoch,
             shared_id,
             deadline_ms: self.now_ms.saturating_add(REPORT_TIMEOUT_MS),
-            expected,
-        });
+            expected: runs.map(|(run, _)| *run).collect(),
+        };
+        // The log has lost a marker that is later than the last id that survived. Nodes that have not read it cannot
+        // report for it, and report for this one.
+        for lost in self.calls.extract_if(.., |call| call.epoch > survived.epoch) {
+            call.expected.extend(lost.expected);
+            call.shared_id = call.shared_id.min(lost.shared_id);
+        }
+        self.calls.push(call);
         self.reported.push_back((epoch, BTreeSet::new()));
         if self.reported.len() > MARKERS_MAX {
             self.reported.pop_front();

@@ -6,9 +6,11 @@ fn id(seq: u64) -> MessageId {
     MessageId { epoch: 1, seq }
 }
 
+const OWN_RUN: RunId = RunId(1);
+
 /// A table of a node that has caught up and has read one entry of each of these runs, numbered 1.
 fn table(runs: &[u32]) -> RollCall {
-    let mut table = RollCall::new(300_000);
+    let mut table = RollCall::new(OWN_RUN, 300_000);
     table.catch_up();
     table.advance(1_000_000);
     for &run in runs {
@@ -24,10 +26,11 @@ fn numbers_are_next_duplicate_or_a_jump() {
     let table = table(&[7]);
     assert_eq!(table.compare(RunId(7), 2), Numbering::Next);
     assert_eq!(table.compare(RunId(7), 1), Numbering::Duplicate);
-    assert_eq!(table.compare(RunId(7), 4), Numbering::Jump { first_missing: 2 });
+    let jump = |first_missing| Numbering::Jump { first_missing, may_be_trimmed: false };
+    assert_eq!(table.compare(RunId(7), 4), jump(2));
     // An unknown run is new, and begins with 1, but not during the first catch-up.
-    assert_eq!(table.compare(RunId(8), 3), Numbering::Jump { first_missing: 1 });
-    assert_eq!(RollCall::new(1).compare(RunId(8), 3), Numbering::Next);
+    assert_eq!(table.compare(RunId(8), 3), jump(1));
+    assert_eq!(RollCall::new(OWN_RUN, 1).compare(RunId(8), 3), Numbering::Next);
 }
 
 #[test]
@@ -39,6 +42,57 @@ fn run_that_does_not_report_is_a_loss_after_ten_seconds() {
     assert_eq!(table.next_loss(), None);
     table.advance(1_010_001);
     assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![RunId(2)] }));
+    assert_eq!(table.next_loss(), None);
+}
+
+#[test]
+fn entries_before_the_first_one_after_a_trimmed_range_may_be_trimmed() {
+    let mut table = table(&[1, 2]);
+    table.lose_range(None);
+    let jump = |may_be_trimmed| Numbering::Jump { first_missing: 2, may_be_trimmed };
+    assert_eq!(table.compare(RunId(2), 5), jump(true));
+    table.apply(RunId(2), 5, id(50), false);
+    assert_eq!(table.compare(RunId(2), 7), Numbering::Jump { first_missing: 6, may_be_trimmed: false });
+    assert_eq!(table.compare(RunId(1), 7), jump(true));
+}
+
+/// A node that was cut off reads the end of a roll call before its own report.
+#[test]
+fn own_run_need_not_report() {
+    let mut table = table(&[1, 2]);
+    table.begin_epoch(5, id(9), id(9), false);
+    table.report(RunId(2), false, 5, [].into_iter());
+    table.advance(1_030_000);
+    assert_eq!(table.next_loss(), None);
+}
+
+#[test]
+fn run_that_has_not_read_a_lost_marker_reports_for_the_next_one() {
+    for (survived, expected) in [
+        (id(9), None),
+        // The log still has the first marker, so its reports are still to be read.
+        (MessageId { epoch: 5, seq: 0 }, Some((id(9), vec![RunId(2)]))),
+    ] {
+        let mut table = table(&[1, 2]);
+        table.begin_epoch(5, id(9), id(9), false);
+        table.begin_epoch(6, MessageId { epoch: 5, seq: 3 }, survived, true);
+        table.report(RunId(2), false, 6, [].into_iter());
+        table.advance(1_030_000);
+        let loss = expected.map(|(after, runs)| Loss::RollCall { after, runs });
+        assert_eq!(table.next_loss(), loss);
+    }
+}
+
+#[test]
+fn run_that_must_report_for_a_lost_marker_must_report_for_the_next_one() {
+    let mut table = table(&[1, 2]);
+    table.begin_epoch(5, id(4), id(9), false);
+    table.advance(1_009_000);
+    table.begin_epoch(6, MessageId { epoch: 5, seq: 3 }, id(9), true);
+    table.advance(1_019_000);
+    assert_eq!(table.next_loss(), None, "the time for reports begins with the last marker");
+    table.advance(1_019_001);
+    assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(4), runs: vec![RunId(2)] }));
     assert_eq!(table.next_loss(), None);
 }
 
@@ -94,7 +148,8 @@ fn jump_over_more_than_was_announced_is_a_loss_of_the_rest() {
     table.report(RunId(3), false, 5, [(RunId(2), 4)].into_iter());
     table.advance(1_010_001);
     assert_eq!(table.next_loss(), Some(Loss::Report { run: RunId(2), numbers: (2, 4) }));
-    assert_eq!(table.compare(RunId(2), 7), Numbering::Jump { first_missing: 5 });
+    let jump = Numbering::Jump { first_missing: 5, may_be_trimmed: false };
+    assert_eq!(table.compare(RunId(2), 7), jump);
     table.report(RunId(1), true, 5, [(RunId(2), 6)].into_iter());
     table.report(RunId(2), false, 5, [].into_iter());
     assert_eq!(table.next_loss(), Some(Loss::Report { run: RunId(2), numbers: (5, 6) }));
@@ -111,14 +166,14 @@ fn run_whose_entries_the_log_still_has_is_not_reported() {
 
 #[test]
 fn clock_that_is_set_back_expires_nothing() {
-    let mut table = table(&[1]);
+    let mut table = table(&[2]);
     table.begin_epoch(5, id(9), id(9), false);
     table.advance(1_000);
     assert_eq!((table.next_loss(), table.next_change()), (None, None));
     table.advance(11_000);
     assert_eq!(table.next_loss(), None);
     table.advance(11_001);
-    assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![RunId(1)] }));
+    assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![RunId(2)] }));
 }
 
 /// The node is ahead until the other runs have sent the entries again that it has applied, or no longer can.
