@@ -13,6 +13,7 @@ pub(super) struct LineLimits {
     rejected_at: Option<LoopTime>,
     full_at: Option<LoopTime>,
     replicas_at: Option<LoopTime>,
+    settings_at: Option<LoopTime>,
     /// True if the next open log is to be logged: once after each line about a lost link.
     connected_is_due: bool,
     up_is_due: bool,
@@ -25,6 +26,7 @@ impl LineLimits {
             rejected_at: None,
             full_at: None,
             replicas_at: None,
+            settings_at: None,
             connected_is_due: true,
             up_is_due: true,
         }
@@ -53,9 +55,10 @@ impl LineLimits {
         take_due(&mut self.replicas_at, now)
     }
 
-    /// Returns true if a warning about the server's settings is to be logged on this link.
-    pub(super) fn logs_settings(&self) -> bool {
-        self.connected_is_due
+    /// Returns true if a warning about the server's settings is to be logged on this link: not again on each of several
+    /// links that fail before the log is open.
+    pub(super) fn logs_settings(&mut self, now: LoopTime) -> bool {
+        self.connected_is_due && take_due(&mut self.settings_at, now)
     }
 
     /// Returns true if it is to be logged that the log is open.
@@ -75,4 +78,20 @@ fn take_due(last: &mut Option<LoopTime>, now: LoopTime) -> bool {
         *last = Some(now);
     }
     is_due
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_logged_once_per_outage_and_at_most_every_ten_seconds() {
+        let (mut lines, at) = (LineLimits::new(), LoopTime::from_millis);
+        assert!(lines.logs_settings(at(0)));
+        assert!(!lines.logs_settings(at(9_999)), "the link failed before the log was open");
+        assert!(lines.logs_settings(at(10_000)));
+        assert!(lines.logs_connected());
+        assert!(!lines.logs_settings(at(60_000)), "the log is open");
+        assert!(lines.logs_lost(at(60_000)) && lines.logs_settings(at(60_000)));
+    }
 }

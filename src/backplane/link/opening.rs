@@ -77,7 +77,7 @@ impl<P> Link<P> {
         match reply.command {
             SentCommand::LoadOpen => self.commands.open_sha = reply.first().to_vec(),
             SentCommand::LoadAppend => self.commands.append_sha = reply.first().to_vec(),
-            SentCommand::InfoMemory => self.check_memory_policy(reply.first()),
+            SentCommand::InfoMemory => self.check_memory_policy(reply.first(), now),
             SentCommand::StateEpoch => self.check_primary(reply.first(), now)?,
             SentCommand::CountReplicas => self.appender.replicas.counted(reply.number()?),
             SentCommand::Open => {
@@ -95,13 +95,13 @@ impl<P> Link<P> {
     }
 
     /// Warns if Redis may evict the log: that would be a new epoch for all nodes, so the operator should know before.
-    fn check_memory_policy(&mut self, info: &[u8]) {
+    fn check_memory_policy(&mut self, info: &[u8], now: LoopTime) {
         let info = String::from_utf8_lossy(info);
         let field = |name| info.lines().find_map(|line| line.strip_prefix(name));
         let has_limit = field("maxmemory:").is_some_and(|bytes| bytes != "0");
         if let Some(policy) = field("maxmemory_policy:").filter(|policy| policy.starts_with("allkeys-"))
             && has_limit
-            && self.lines.logs_settings()
+            && self.lines.logs_settings(now)
         {
             self.log.notice(LinkNotice::MayEvict { policy: policy.to_owned() });
         }
