@@ -1,4 +1,4 @@
-//! Faults: what is wrong with a client's TLS, PROXY header or token. They are details of a close or of an error
+//! Faults: errors in a client's TLS, PROXY header or token. They are details of a close or of an error
 //! response.
 
 use std::fmt;

@@ -79,7 +79,7 @@
 //! - `metrics` counts.
 //! - `wire` encodes messages and decodes commands; `access` checks tokens, origins and rate limits.
 //! - `tables` has tables that release their memory after a flood of entries.
-//! - `close` names each reason for a close, and `fault` what is wrong with a client's TLS, PROXY header or token;
+//! - `close` names each reason for a close, and `fault` the errors in a client's TLS, PROXY header or token;
 //!   `config`, `ids` and `time` are the vocabulary of all layers, and `features` names the parts of this build.
 //!
 //! The allocator, whose byte count the memory budget needs, belongs to the binary: `src/main.rs` and

@@ -186,7 +186,8 @@ fn connections_max(wanted: Option<usize>, listeners: usize) -> Result<(usize, St
     Ok((connections_max, fact))
 }
 
-/// A line for each address, the first one with the commands to try next. `needs_token`: anonymous clients have no rights.
+/// A line for each address, the first one with the commands to try next. `needs_token`: anonymous clients have no
+/// rights.
 fn greeting(scheme: &str, addresses: &[ListenAddress], needs_token: bool) -> String {
     let token = if needs_token { " --token-file FILE" } else { "" };
     let lines = addresses.iter().enumerate().map(|(at, address)| {

@@ -32,16 +32,16 @@ pub(super) struct TokenCommand {
 #[derive(Debug, Subcommand)]
 enum TokenAction {
     /// Create a token and print it.
-    New(New),
+    New(NewToken),
     /// Read a token from standard input; print its claims, and whether a server with these keys would accept it now:
     /// status 0 if so, 1 if not.
-    Check(Check),
+    Check(TokenCheck),
     /// Create a secret, and write it to a new file that only its owner can read.
-    Secret(Secret),
+    Secret(NewSecret),
 }
 
 #[derive(Debug, Args)]
-struct New {
+struct NewToken {
     /// User of the token: the sender of messages that are published with it.
     #[arg(long, value_name = "NAME", value_parser = name)]
     sub: Option<String>,
@@ -95,7 +95,7 @@ struct New {
 }
 
 #[derive(Debug, Args)]
-struct Check {
+struct TokenCheck {
     /// "-", or nothing. A token given here is ignored: every user of the machine can read it.
     #[arg(hide = true)]
     token: Option<String>,
@@ -113,7 +113,7 @@ struct Check {
 }
 
 #[derive(Debug, Args)]
-struct Secret {
+struct NewSecret {
     /// The file to create. It must not exist.
     file: PathBuf,
 }
@@ -137,7 +137,7 @@ impl TokenCommand {
     }
 }
 
-impl New {
+impl NewToken {
     fn run(self) -> Result<(), Failure> {
         if self.subscribe.is_empty() && self.publish.is_empty() && !self.admin {
             return Err(Failure::Usage(
@@ -180,7 +180,7 @@ impl New {
     }
 }
 
-impl Check {
+impl TokenCheck {
     fn run(self) -> Result<(), Failure> {
         if self.token.is_some_and(|token| token != "-") {
             return Err(Failure::Usage(
@@ -213,7 +213,7 @@ impl Check {
     }
 }
 
-impl Secret {
+impl NewSecret {
     fn run(self) -> Result<(), Failure> {
         let path = self.file.display();
         let mut secret = [0; SECRET_BYTES_MIN];

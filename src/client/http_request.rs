@@ -70,7 +70,8 @@ fn parse(mut response: Vec<u8>) -> Option<HttpResponse> {
     Some(HttpResponse { status, retry_after: retry_after(&response), body })
 }
 
-/// The time of `Retry-After` in the head of a response (RFC 9110 10.2.3); `None` if it is a date, which Oyez never sends.
+/// The time of `Retry-After` in the head of a response (RFC 9110 10.2.3); `None` if it is a date, which Oyez never
+/// sends.
 pub fn retry_after(head: &[u8]) -> Option<Duration> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut fields);

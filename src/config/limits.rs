@@ -96,15 +96,15 @@ pub struct Limits {
     pub work_micros_per_turn: u32,
     /// Limits on the idempotency keys.
     pub idempotency: IdempotencyLimits,
-    /// Maximum connections of one IPv4 address or of one IPv6 /64; 0 is no limit. The default is no limit, since the
+    /// Maximum connections of one IPv4 address or of one IPv6 /64; 0: no limit. By default there is no limit, since the
     /// NAT of an office, a school or a mobile carrier has thousands of users at one address, and a proxy that is not
     /// trusted has all of them.
     pub connections_per_address_max: u32,
-    /// Maximum handshakes of such an address per second, with a burst of as many; 0 is no limit.
+    /// Maximum handshakes of such an address per second, with a burst of as many; 0: no limit.
     pub handshakes_per_second: u32,
-    /// Maximum messages that a connection publishes per second, with a burst of as many; 0 is no limit.
+    /// Maximum messages that a connection publishes per second, with a burst of as many; 0: no limit.
     pub messages_per_second: u32,
-    /// Maximum bytes that a connection publishes per second, with a burst of as many; 0 is no limit.
+    /// Maximum bytes that a connection publishes per second, with a burst of as many; 0: no limit.
     pub bytes_per_second: u32,
     /// Maximum time from the upgrade to the token of a client that has no rights without one. In 10 s a page can fetch
     /// a token from a slow service of its application.
@@ -112,7 +112,7 @@ pub struct Limits {
     /// Time from the expiry of a token to the close of a client that has not sent a new one. It is a ping interval, so
     /// that a client that renews its token when it is notified of the expiry is in time.
     pub token_grace_ms: u32,
-    /// Maximum `auth` messages of a connection per second, with a burst of as many; 0 is no limit. A verification takes
+    /// Maximum `auth` messages of a connection per second, with a burst of as many; 0: no limit. A verification takes
     /// 2.5 us with a shared secret and 43 (RS256) to 144 us (EdDSA) with a public key, for each key that matches: 5 are
     /// less than a thousandth of the loop's second, and a client renews its token once in its lifetime.
     pub auths_per_second: u32,

@@ -164,7 +164,7 @@ fn subscribe(address: SocketAddr, channel: usize, subscribed: &AtomicUsize) -> V
     }
 }
 
-/// Runs the clients while `restart` is called for each restart, and compares what was sent and received.
+/// Runs the clients while `restart` is called for each restart, and compares the sent and the received messages.
 fn clients_notice_no_restart(address: SocketAddr, mut restart: impl FnMut()) {
     let (stop, subscribed) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {

@@ -190,7 +190,7 @@ fn drained_clients_that_reconnect_miss_nothing() {
     assert_eq!(seen, (1..=25).collect::<Vec<u64>>());
 }
 
-/// `run` of `hello`: while it stays the same, clients repeat what was not acknowledged.
+/// `run` of `hello`: while it stays the same, clients repeat messages without an acknowledgement.
 fn run(server: &Server) -> String {
     let mut client = Client::new(server.connect());
     client.send(upgrade_v1("/ws").as_bytes());
