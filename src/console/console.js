@@ -260,8 +260,9 @@ async function poll() {
     channelView.list(list.value.channels);
   byId('server-state').textContent = metrics.status === 'fulfilled' ? '' : rejection('metrics', metrics.reason);
   const rejected = [info, list].find(({ reason }) => reason?.status === 401 || reason?.status === 403);
-  // A server that requires a token sends its hello anyway, and waits for the token.
-  if (rejected && (state !== 'open' || token === '')) {
+  // A server that requires a token sends its hello anyway, and waits for the token. Why it closed a connection with another
+  // token is shown already.
+  if (rejected && (token === '' || (state !== 'open' && state !== 'closed'))) {
     byId('access').open = true;
     notice(`The server requires an access token (${rejected.reason.status}).`);
   }

@@ -739,6 +739,9 @@ test('a server with keys rejects the page until a token is entered', async (t) =
   await page.waitForSelector('#notice:has-text("requires an access token")');
   await show('a.b.c');
   await page.waitForSelector('#notice:has-text("bad_token why=token_malformed")');
+  // Polls are rejected too, and do not replace the reason. The second begins when the first is over.
+  for (let i = 0; i < 2; i++) await page.waitForResponse((response) => response.url().endsWith('/metrics'));
+  assert.match(await page.textContent('#notice'), /bad_token why=token_malformed/);
   await show(token(['--subscribe', 'room', '--publish', 'room']));
   await open(page);
   await page.fill('#payload', 'with a token');
