@@ -71,7 +71,7 @@ for (const [name, mode] of Object.keys(BROWSERS).flatMap((name) => MODES.map((mo
     const page = await browsers[name].newPage();
     t.after(() => page.close());
     // The Firefox of support.mjs has no time limits.
-    page.setDefaultTimeout?.(60_000);
+    page.setDefaultTimeout?.(180_000);
     await page.goto(server.url);
     const subscribe = (more) => ({ protocols: ['oyez.v1'], commands: [{ type: 'subscribe', ch: 'prices', ...more }] });
     const ways = [

@@ -96,7 +96,7 @@ async function listenInPage(t, front, subscribe, script) {
   const context = await browser.newContext({ bypassCSP: true });
   t.after(() => context.close());
   const page = await context.newPage();
-  page.setDefaultTimeout(60_000);
+  page.setDefaultTimeout(180_000);
   await page.goto(`${front.url}/healthz`);
   if (script) await page.addScriptTag({ content: script });
   const client = { got: [], opens: 0, failed: false };

@@ -12,7 +12,7 @@ import { test } from 'node:test';
 import { open, serve, sleep, until } from './support.mjs';
 
 const CLIENTS = Number(process.env.RESTART_CLIENTS ?? 200);
-const WAIT_MS = 120_000;
+const WAIT_MS = 180_000;
 
 test(`${CLIENTS} clients reconnect after a restart without a loss`, async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'oyez-restart-'));

@@ -15,7 +15,7 @@ import { Oyez } from '../../src/console/oyez.js';
 export const require = createRequire(import.meta.url);
 export const WebSocket = require('ws');
 
-/** Deadlines of servers that are tested: ten times as long as `until` waits. */
+/** Deadlines of servers that are tested: longer than `until` waits. */
 export const DEADLINES = {
   OYEZ_HANDSHAKE_TIMEOUT_MS: '600000',
   OYEZ_PONG_TIMEOUT_MS: '600000',
@@ -181,11 +181,11 @@ export function gated() {
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Waits until `is()` is true; names the condition if the time runs out. */
-export async function until(what, is, limit_ms = 60_000) {
+/** Waits until `is()` is true; names the condition, a text or a function that returns one, if the time runs out. */
+export async function until(what, is, limit_ms = 180_000) {
   const end = Date.now() + limit_ms;
   while (!is()) {
-    if (Date.now() > end) throw new Error(`waited ${limit_ms} ms for: ${what}`);
+    if (Date.now() > end) throw new Error(`waited ${limit_ms} ms for: ${typeof what === 'function' ? what() : what}`);
     await sleep(5);
   }
 }

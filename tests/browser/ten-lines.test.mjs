@@ -25,11 +25,16 @@ async function following(t, server, random) {
   };
   const whole = Math.random;
   Math.random = () => random() / 100;
-  t.after(() => {
-    Math.random = whole;
-    globalThis.WebSocket = class {};
+  // They have no end: their next socket is one that does nothing. Before that, no other test may begin.
+  t.after(() => new Promise((ended) => {
+    globalThis.WebSocket = class {
+      constructor() {
+        Math.random = whole;
+        ended();
+      }
+    };
     for (const socket of sockets) socket.terminate();
-  });
+  }));
   follow(`${server.url.replace('http', 'ws')}/ws/a`, (message) =>
     message.type ? notices.push(message.type) : received.push(message.data));
   await until('the first subscription', () => notices.includes('live'));

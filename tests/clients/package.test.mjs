@@ -108,7 +108,7 @@ test('the error codes of the types are those of the manual', async () => {
 
 test('Node with its own WebSocket publishes, receives and reconnects', async (t) => {
   const server = await serve(t);
-  const { stdout } = await run(process.execPath, ['node.mjs', server.url], { cwd: app, timeout: 60_000 });
+  const { stdout } = await run(process.execPath, ['node.mjs', server.url], { cwd: app, timeout: 180_000 });
   assert.deepEqual(JSON.parse(stdout), {
     received: [['text', 'text'], ['binary', [1, 2]], ['data', { x: 1 }], ['text', 'after a reconnect']],
     code: 'bad_data',
@@ -120,7 +120,7 @@ test('the first example of the README runs', async (t) => {
   const [, example] = /```js\n(.*?)```/s.exec(await read(installed, 'README.md'));
   assert.match(example, /http:\/\/127\.0\.0\.1:8080/);
   await writeFile(join(app, 'example.mjs'), example.replace('http://127.0.0.1:8080', server.url));
-  const { stdout } = await run(process.execPath, ['example.mjs'], { cwd: app, timeout: 60_000 });
+  const { stdout } = await run(process.execPath, ['example.mjs'], { cwd: app, timeout: 180_000 });
   assert.match(stdout, /^\S+ hear ye\n$/);
 });
 
@@ -177,13 +177,13 @@ for (const [name, build] of [['vite, production', built_by_vite], ['esbuild, dev
     const browser = await launch_chromium();
     t.after(() => browser.close());
     const page = await browser.newPage();
-    page.setDefaultTimeout(60_000);
+    page.setDefaultTimeout(180_000);
     const errors = [];
     page.on('pageerror', (error) => errors.push(String(error)));
     await page.goto(`${origin}/index.html?server=${encodeURIComponent(server.url)}`);
     const shows = async (what, expected) => {
       let last;
-      const deadline = Date.now() + 60_000;
+      const deadline = Date.now() + 180_000;
       do {
         last = await page.textContent('#room');
         if (last === (typeof expected === 'string' ? expected : JSON.stringify(expected))) return;

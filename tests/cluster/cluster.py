@@ -12,7 +12,7 @@ from nodes import Node
 
 CHANNELS = ("a", "b", "c", "d")
 # Deadlines of a node, short enough for a test; publishes wait for longer than any fault here.
-QUICK = ("--backplane-heartbeat-timeout-ms", "1500", "--backplane-publish-timeout-ms", "60000")
+QUICK = ("--backplane-heartbeat-timeout-ms", "1500", "--backplane-publish-timeout-ms", "600000")
 # A loss may be announced later than the messages that follow it: the roll call takes 10 s.
 NOTICE_S = 40
 

@@ -47,7 +47,7 @@ async def tls_and_password(cluster):
     url, flags = f"rediss://localhost:{port}/3", ("--backplane-user", "oyez", "--backplane-tls-ca", str(ca))
     password = ("--backplane-password-file", str(cluster.folder / "right"))
     # No connection is replaced because a busy machine is late: they are counted below.
-    patient = ("--backplane-heartbeat-timeout-ms", "60000", "--backplane-publish-timeout-ms", "60000")
+    patient = ("--backplane-heartbeat-timeout-ms", "60000", "--backplane-publish-timeout-ms", "600000")
     one, two = [await cluster.node(url, *flags, *password, *patient) for _ in range(2)]
     await cluster.subscribers()
     for node in one, two:

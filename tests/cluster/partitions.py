@@ -12,7 +12,7 @@ NODE_TIMEOUT_S = 6
 LOST = 'oyez_backplane_links_total{result="lost"}'
 
 
-async def network(cluster, publish_timeout_ms="60000"):
+async def network(cluster, publish_timeout_ms="600000"):
     """Redis and two nodes, each on a host, with subscribers and publishers of both nodes."""
     cluster.network = Network()
     redis = cluster.redis(*APPEND_ONLY, on=cluster.network.host())

@@ -93,7 +93,7 @@ async def confirmations(cluster):
     redis = cluster.redis()
     proxy = await cluster.proxy(redis.port)
     flags = ("--backplane-heartbeat-timeout-ms", "60000", "--backplane-publish-timeout-ms")
-    patient, strict = await cluster.node(proxy.url, *flags, "60000"), await cluster.node(proxy.url, *flags, "300")
+    patient, strict = await cluster.node(proxy.url, *flags, "600000"), await cluster.node(proxy.url, *flags, "300")
     await cluster.node(redis.url)
     await cluster.subscribers(each=1, moving=0)
     texts = [f"raw-{number}" for number in range(20)]
@@ -122,7 +122,7 @@ async def confirmations(cluster):
     proxy.set("pass")
     await until(lambda: raw.end, "the close is confirmed")
     assert raw.end == Close(1000), raw.end
-    responses = await first + await asyncio.wait_for(reader.read(), 60)
+    responses = await first + await asyncio.wait_for(reader.read(), STEP_S)
     writer.close()
     assert responses.count(b"HTTP/1.1 200") == 3 and responses.endswith(b"ok\n") and responses.index(b'"id"') < responses.rindex(b'"id"'), responses
     await cluster.settle()
@@ -234,7 +234,7 @@ async def until_status(node, path, status):
     async def poll():
         while await node.status(path) != status:
             await asyncio.sleep(0.02)
-    await asyncio.wait_for(poll(), 60)
+    await asyncio.wait_for(poll(), STEP_S)
 
 
 async def rejected(cluster, url, pattern, *flags):

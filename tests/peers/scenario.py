@@ -28,7 +28,7 @@ from websockets.exceptions import ConnectionClosed
 
 # A step is one answer from a server on the same machine: milliseconds, or seconds when the machine is busy. Only a
 # step that fails takes as long as this.
-STEP_S = 60
+STEP_S = 120
 SCENARIO_S = 600
 # Deadlines of servers that are not tested here: on a machine that is slow and busy they must not expire.
 DEADLINES = {f"OYEZ_{name}_TIMEOUT_MS": "600000" for name in ("HANDSHAKE", "PONG", "SLOW", "USER")}
