@@ -70,11 +70,24 @@ impl PrintCommand {
     }
 }
 
-/// The unit without the flags of parts that this build leaves out: with them the service would not start.
+/// The unit without the flags of parts that this build leaves out, and without the credential that one of them reads:
+/// with them the service would not start.
 fn systemd_unit() -> String {
-    const HISTORY_FLAG: &str = " --history-file %S/oyez/history";
-    let flags = if cfg!(feature = "history-file") { HISTORY_FLAG } else { "" };
-    SYSTEMD_UNIT.replacen(HISTORY_FLAG, flags, 1)
+    const OF_HISTORY: [&str; 1] = [" --history-file %S/oyez/history"];
+    const OF_TOKENS: [&str; 3] = [
+        " --jwt-secret-file %d/secret.key",
+        "# A secret for this server alone, though root owns the file. %d is the folder of the copy.\n",
+        "LoadCredential=secret.key:/etc/oyez/secret.key\n",
+    ];
+    let mut unit = SYSTEMD_UNIT.to_owned();
+    for (is_built, texts) in
+        [(cfg!(feature = "history-file"), &OF_HISTORY[..]), (cfg!(feature = "jwt"), &OF_TOKENS)]
+    {
+        for text in texts.iter().filter(|_| !is_built) {
+            unit = unit.replacen(text, "", 1);
+        }
+    }
+    unit
 }
 
 fn man(mut command: Command, names: &[String]) -> Result<String, Failure> {

@@ -12,7 +12,7 @@ use crate::support::client::Client;
 use crate::support::folder::Folder;
 use crate::support::http::get;
 use crate::support::manual::page;
-use crate::support::process::{Server, oyez};
+use crate::support::process::{Server, has_part, oyez};
 
 fn printed(arguments: &[&str]) -> String {
     let output = oyez(&[&["print"], arguments].concat()).output().unwrap();
@@ -41,6 +41,10 @@ fn printed_service_has_only_flags_of_this_build() {
     let arguments: Vec<&str> = line.split(' ').skip(1).chain(["--check"]).collect();
     let output = oyez(&arguments).output().unwrap();
     assert!(output.status.success(), "{output:?}");
+    let has = |text: &str| unit.contains(text);
+    assert_eq!((has("--history-file"), has("secret.key")), (has_part("history-file"), has_part("jwt")));
+    // systemd does not start a service whose credential is missing.
+    assert_eq!((has("\nLoadCredential="), has(" %d ")), (has_part("jwt"), has_part("jwt")), "{unit}");
 }
 
 #[test]
