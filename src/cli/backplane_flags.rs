@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::environment::{self, BACKPLANE_PASSWORD};
 use super::failure::Failure;
 use super::key_files;
 use super::missing;
@@ -92,7 +93,7 @@ pub(super) struct BackplaneFlags {
 }
 
 impl BackplaneFlags {
-    /// The configuration, with the content of the password file.
+    /// The configuration, with the password.
     pub(super) fn config(&self, limits: &Limits) -> Result<Option<BackplaneConfig>, Failure> {
         let Some((address, database)) = self.backplane.clone() else { return self.without_backplane() };
         let (history, keys) = (limits.history.age_ms / 1_000, limits.idempotency.age_ms / 1_000);
@@ -113,13 +114,12 @@ impl BackplaneFlags {
             )));
         }
         self.check_message_size(limits)?;
-        let password = match &self.backplane_password_file {
-            Some(path) => Some(key_files::read_password("--backplane-password-file", path)?),
-            None => None,
-        };
+        let password = self.password()?;
         if self.backplane_user.is_some() && password.is_none() {
-            let why = "--backplane-user needs a password: --backplane-password-file";
-            return Err(Failure::Usage(why.into()));
+            let why = format!(
+                "--backplane-user needs a password: --backplane-password-file or {BACKPLANE_PASSWORD}"
+            );
+            return Err(Failure::Usage(why));
         }
         if self.backplane_tls_ca.is_some() && !matches!(address, BackplaneAddress::Tcp { tls: true, .. }) {
             return Err(Failure::Usage("--backplane-tls-ca needs --backplane rediss://HOST:PORT/DB".into()));
@@ -144,12 +144,25 @@ impl BackplaneFlags {
         }))
     }
 
+    /// The password of the file or of the environment variable.
+    fn password(&self) -> Result<Option<String>, Failure> {
+        const FLAG: &str = "--backplane-password-file";
+        match (&self.backplane_password_file, environment::value(BACKPLANE_PASSWORD)?) {
+            (Some(path), None) => key_files::read_password(FLAG, path).map(Some),
+            (None, password) => Ok(password),
+            (Some(_), Some(_)) => {
+                Err(Failure::Usage(format!("{FLAG} and {BACKPLANE_PASSWORD} are both given: remove one")))
+            }
+        }
+    }
+
     /// Rejects flags that have an effect with a backplane only. Those with a default are accepted, since they may come
     /// from a file of variables.
     fn without_backplane(&self) -> Result<Option<BackplaneConfig>, Failure> {
         let given = [
             ("--backplane-user", self.backplane_user.is_some()),
             ("--backplane-password-file", self.backplane_password_file.is_some()),
+            (BACKPLANE_PASSWORD, environment::value(BACKPLANE_PASSWORD)?.is_some()),
             ("--backplane-tls-ca", self.backplane_tls_ca.is_some()),
             ("--backplane-wait-replicas", self.backplane_wait_replicas > 0),
         ];

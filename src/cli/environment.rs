@@ -10,7 +10,12 @@ use std::ffi::OsString;
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, Command};
 
+use super::failure::Failure;
+
 const PREFIX: &str = "OYEZ_";
+
+/// The password for AUTH at the backplane. There is no flag for it, since all users can read the arguments of a process.
+pub(super) const BACKPLANE_PASSWORD: &str = "OYEZ_BACKPLANE_PASSWORD";
 
 /// Minimum similarity of two names for a suggestion (0 to 1), as in clap.
 const LIKENESS_MIN: f64 = 0.7;
@@ -33,9 +38,19 @@ fn prepare_arg(arg: Arg) -> Arg {
     }
 }
 
+/// The value of a variable without a flag; `None` if it is empty.
+///
+/// # Errors
+/// It is not UTF-8.
+pub(super) fn value(name: &str) -> Result<Option<String>, Failure> {
+    let value = env::var_os(name).filter(|value| !value.is_empty());
+    let text = value.map(OsString::into_string).transpose();
+    text.map_err(|_| Failure::Usage(format!("{name}: not UTF-8")))
+}
+
 /// One warning for each `OYEZ_` variable that no command knows. `command` must be as declared, without [`prepare`].
 pub(super) fn unknown(command: &Command) -> Vec<String> {
-    let mut known = Vec::new();
+    let mut known = vec![BACKPLANE_PASSWORD.to_owned()];
     collect_names(command, &mut known);
     let mut given: Vec<String> = env::vars_os()
         .filter(|(_, value)| !value.is_empty())

@@ -48,7 +48,9 @@ async def tls_and_password(cluster):
     password = ("--backplane-password-file", str(cluster.folder / "right"))
     # No connection is replaced because a busy machine is late: they are counted below.
     patient = ("--backplane-heartbeat-timeout-ms", "60000", "--backplane-publish-timeout-ms", "600000")
-    one, two = [await cluster.node(url, *flags, *password, *patient) for _ in range(2)]
+    one = await cluster.node(url, *flags, *password, *patient)
+    two = await cluster.node(url, *flags, *patient, variables={"OYEZ_BACKPLANE_PASSWORD": "secret"})
+    assert "OYEZ_BACKPLANE_PASSWORD" not in two.logged(), "a known variable"
     await cluster.subscribers()
     for node in one, two:
         cluster.publisher(node)

@@ -20,12 +20,12 @@ HISTORY = {"OYEZ_HISTORY_MESSAGES_MAX": "1000000", "OYEZ_HISTORY_BYTES_MAX": "64
 
 
 class Node:
-    def __init__(self, oyez, folder, name, url, flags=(), port=None, on=None):
+    def __init__(self, oyez, folder, name, url, flags=(), port=None, on=None, variables=None):
         self.oyez, self.name, self.url, self.flags = oyez, name, url, list(flags)
         self.port, self.log = port or free_port(), Path(folder) / f"{name}.log"
         # The host that it runs on, in a network namespace, or this one.
         self.on, self.host = on, on.address if on else "127.0.0.1"
-        self.process = None
+        self.process, self.variables = None, variables or {}
 
     def start(self, *more):
         """Starts it. It does not wait: see `ready`."""
@@ -34,7 +34,7 @@ class Node:
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 [*(self.on.enter if self.on else []), self.oyez, "serve", "--listen", f"{self.host}:{self.port}", "--ping-interval-ms", "0", *backplane, *self.flags, *more],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**environment, **DEADLINES, **HISTORY, "RUST_LOG": "info"})
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**environment, **DEADLINES, **HISTORY, **self.variables, "RUST_LOG": "info"})
         return self
 
     @property

@@ -346,6 +346,11 @@ fn flags_that_contradict_the_backplane_are_rejected_at_start() {
     check(&[backplane, "--backplane-user=oyez"], "--backplane-password-file");
     check(&[backplane, "--backplane-tls-ca=ca.pem"], "--backplane rediss://");
     check(&[backplane, "--backplane-password-file=/nonexistent"], "--backplane-password-file /nonexistent");
+    let variable = [("OYEZ_BACKPLANE_PASSWORD", "secret")];
+    let line = fails(&["serve", backplane, "--backplane-password-file=f"], &variable, 2);
+    assert!(line.contains("--backplane-password-file and OYEZ_BACKPLANE_PASSWORD are both given"), "{line}");
+    let line = fails(&["serve"], &variable, 2);
+    assert!(line.contains("OYEZ_BACKPLANE_PASSWORD needs --backplane URL"), "{line}");
 }
 
 #[test]

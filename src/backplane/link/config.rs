@@ -13,7 +13,7 @@ pub struct LinkConfig {
     pub seed: u64,
     /// `--backplane-user`
     pub user: Option<String>,
-    /// The content of `--backplane-password-file`.
+    /// The password for AUTH.
     pub password: Option<String>,
     /// The number of the database; 0 is not selected, since Redis Cluster has no other one.
     pub database: u32,
