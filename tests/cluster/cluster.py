@@ -120,9 +120,13 @@ class Cluster:
         self.expect_no_rejection()
         self.expect_no_gap()
 
+    def unready(self):
+        return [client.name for client in self.receiving() if not client.ready.is_set()]
+
     async def until_ready(self):
-        await until(lambda: all(client.ready.is_set() for client in self.receiving()),
-                    lambda: f"subscribers are ready: {[c.name for c in self.receiving() if not c.ready.is_set()][:5]}")
+        """Waits until all subscribers are ready, for as long as some become ready: a busy machine takes minutes for a thousand."""
+        while count := len(self.unready()):
+            await until(lambda: len(self.unready()) < count, lambda: f"subscribers are ready: {self.unready()[:5]}")
 
     def receiving(self):
         return [client for client in self.clients if not isinstance(client, Publisher)]
