@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import textwrap
 import unittest
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,11 @@ class Server:
         assert self.process.stdout
         if b"listening" not in self.process.stdout.readline():
             raise AssertionError("the server did not start")
+
+    async def end(self) -> None:
+        """Ends it as a service manager does."""
+        self.process.terminate()
+        await until("the end of the server", lambda: self.process.poll() is not None)
 
     def stop(self) -> None:
         self.process.kill()
@@ -107,6 +114,30 @@ class Collected:
     @property
     def data(self) -> list[Any]:
         return [event.data for event in self.of(Message)]
+
+
+class LossyConnection:
+    """A connection that may lose acknowledgements; it counts how often each publish is sent."""
+
+    def __init__(self, connection: Connection, sent: Counter[int]) -> None:
+        self.connection = connection
+        self.sent = sent
+        self.loses_acks = False
+
+    async def recv(self) -> str | bytes:
+        while True:
+            message = await self.connection.recv()
+            if not self.loses_acks or json.loads(message).get("type") != "ack":
+                return message
+
+    async def send(self, message: str) -> None:
+        ref = json.loads(message).get("ref")
+        if ref is not None:
+            self.sent[ref] += 1
+        await self.connection.send(message)
+
+    async def close(self, code: int = 1000) -> None:
+        await self.connection.close(code)
 
 
 class ClientTest(unittest.IsolatedAsyncioTestCase):
@@ -173,6 +204,64 @@ class ClientTest(unittest.IsolatedAsyncioTestCase):
             await waiting
         states = [change.state for change in changes]
         self.assertEqual((states[:3], states[-2:]), (["connecting", "open", "waiting"], ["open", "closed"]))
+
+    async def restart(self, manner: str) -> None:
+        """Ten restarts of a server with a history file while a client publishes 100 messages a second. Before each one the
+        acknowledgements of the last messages are lost: the client sends these again, and the next process knows their
+        keys."""
+        restarts, unacknowledged = 10, 10
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        limits = ["--history-messages-max", "1000000", "--history-bytes-max", "1GiB"]
+        flags = ["--history-file", str(Path(folder.name, "history")), *limits]
+        server = Server(self, *flags)
+        sent: Counter[int] = Counter()
+        connections: list[LossyConnection] = []
+        opened: Counter[str] = Counter()
+
+        async def connect(url: str, subprotocols: list[str]) -> Connection:
+            connections.append(LossyConnection(await _connect(url, subprotocols), sent))
+            return connections[-1]
+
+        def options(name: str) -> dict[str, Any]:
+            # Short pauses, since a server that is not back refuses connections.
+            return {"random": lambda: 0.05, "on_state": lambda change: opened.update([name] if change.state == "open" else [])}
+
+        publisher = Oyez(server.url, connect=connect, publishes_max=1_000_000, **options("publisher"))
+        async with publisher, Oyez(server.url, **options("subscriber")) as subscriber:
+            heard = Collected(subscriber, "a", since="earliest")
+            await until("the connections", lambda: bool(heard.of(Live)) and publisher.state == "open")
+            published: list[asyncio.Task[str]] = []
+
+            async def publish() -> None:
+                while True:
+                    published.append(asyncio.create_task(publisher.publish("a", len(published))))
+                    await asyncio.sleep(0.01)
+
+            publishing = asyncio.create_task(publish())
+            for at in range(1, restarts + 1):
+                connections[-1].loses_acks = True
+                count = len(published)
+                await until("messages before the restart", lambda: len(heard.data) >= count + unacknowledged)
+                if manner == "SIGUSR2":
+                    server.process.send_signal(signal.SIGUSR2)
+                else:
+                    await server.end()
+                    server = Server(self, *flags, port=server.port)
+                await until("both clients", lambda: min(opened["publisher"], opened["subscriber"]) > at)
+            publishing.cancel()
+            outcomes = await asyncio.wait_for(asyncio.gather(*published, return_exceptions=True), WAIT_SECONDS)
+            await until("the last message", lambda: len(published) - 1 in heard.data)
+        again = sum(count > 1 for count in sent.values())
+        print(f"{manner}: {len(published)} messages, {again} of them sent again", file=sys.stderr)
+        self.assertGreaterEqual(again, restarts * unacknowledged)
+        self.assertEqual([outcome for outcome in outcomes if not isinstance(outcome, str)], [])
+        self.assertEqual(heard.data, list(range(len(published))))
+        self.assertEqual([message.id for message in heard.of(Message)], outcomes)
+        self.assertEqual(heard.of(Gap), [])
+
+    async def test_publishes_in_flight_during_restarts_arrive_once(self) -> None:
+        await asyncio.gather(self.restart("SIGUSR2"), self.restart("another process"))
 
     async def test_drain_sets_the_pause(self) -> None:
         server = Server(self, "--drain-seconds", "4")
