@@ -6,7 +6,7 @@ across any number of lost connections:
 - No unannounced loss. Each channel has a cursor: the id of the last message. A new connection resumes there, no message is
   delivered twice, and messages that are no longer available are reported as a gap.
 - Published once. An unacknowledged publish is sent again with the same idempotency key for as long as the server remembers
-  keys. After that, or when the server was restarted, it fails (`unknown`).
+  keys, also after a restart with a history file. After that, or after another restart, it fails (`unknown`).
 - Reconnects with backoff. Pauses are random and grow; the server's own `retry_ms` has priority; and a rejection that would
   only be repeated (4000-4099) ends the client.
 
