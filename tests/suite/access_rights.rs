@@ -1,6 +1,9 @@
 //! Permissions on every transport. A real server with a key, and tokens with partial rights: each request without
 //! permission gets its exact error, which does not reveal whether a channel exists.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::support::auth_server::{AuthServer, admin, bearer, claims, sign, token, unix_now};
@@ -269,14 +272,25 @@ fn token_with_rate_limit_overrides_the_server_limit() {
         assert_eq!(client.ask(post("/v1/publish/a", &fast, "x")).status, 200, "{number}");
     }
     let mut client = Client::new(guarded.server.connect());
-    assert_eq!(client.ask(post("/v1/publish/a", &slow, "x")).status, 200);
-    assert_eq!(client.ask(post("/v1/publish/never", &slow, "x")).status, 429);
-    let page = client.ask(request("GET", "/v1/channels", &bearer(&admin()))).json();
-    assert_eq!(
-        page["channels"].as_array().unwrap().len(),
-        1,
-        "what was not published left no channel: {page}"
-    );
+    let channels = |client: &mut Client| {
+        let page = client.ask(request("GET", "/v1/channels", &bearer(&admin()))).json();
+        page["channels"].as_array().unwrap().len()
+    };
+    // A machine that takes a second for a request rejects none.
+    wait_until("a publish over the rate", || {
+        let before = channels(&mut client);
+        let start = Instant::now();
+        assert_eq!(client.ask(post("/v1/publish/a", &slow, "x")).status, 200);
+        let path = format!("/v1/publish/never.{before}");
+        let status = client.ask(post(&path, &slow, "x")).status;
+        let is_slow = start.elapsed() >= Duration::from_secs(1);
+        assert!(status == 429 || is_slow && status == 200, "{status}");
+        if status == 429 {
+            assert_eq!(channels(&mut client), before, "what was not published left no channel");
+        }
+        thread::sleep(Duration::from_millis(1_050));
+        status == 429
+    });
     // A publisher that closes right after exceeding its rate gets the reason.
     let mut client = guarded.upgraded("/ws/a?echo=0", &slow);
     let message = frames::masked(frames::TEXT, b"x");

@@ -18,6 +18,7 @@ use oyez::time::LoopTime;
 use oyez::wire::Kind;
 
 use crate::support::log_server::link_config;
+use crate::support::process::TEST_TIMEOUT;
 use crate::support::redis::Redis;
 
 /// A node that remembers every event.
@@ -43,7 +44,7 @@ struct Cluster {
 }
 
 fn config(run: u32) -> LinkConfig {
-    LinkConfig { heartbeat_timeout_ms: 30_000, ..link_config(run) }
+    LinkConfig { heartbeat_timeout_ms: 600_000, publish_timeout_ms: 600_000, ..link_config(run) }
 }
 
 impl Cluster {
@@ -73,7 +74,7 @@ impl Cluster {
     }
 
     fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Cluster) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + TEST_TIMEOUT;
         while !condition(self) {
             if Instant::now() > deadline {
                 let notices: Vec<_> = self.nodes.iter().map(|node| &node.notices).collect();

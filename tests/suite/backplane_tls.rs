@@ -83,7 +83,7 @@ fn handshake_that_does_not_end_has_a_deadline() {
         thread::sleep(TEST_TIMEOUT);
         drop(stream);
     });
-    let why = loss(&format!("rediss://localhost:{port}"), &Identity::new());
+    let why = backplane::first_loss_of_any_kind(&[&format!("--backplane=rediss://localhost:{port}")]);
     assert_eq!(why, format!("localhost:{port}: TLS handshake timeout; the port may be one without TLS"));
 }
 

@@ -18,6 +18,9 @@ use crate::support::frames::{TEXT, header};
 use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez};
 use crate::support::tls::Terminator;
 
+/// A message that takes longer counts as lost. A run does not wait for it if all have arrived.
+const PATIENCE: &str = "--patience=300";
+
 /// The exit status, output and report of a run.
 struct Run {
     code: i32,
@@ -65,7 +68,8 @@ impl Run {
 
 #[test]
 fn closed_loop_delivers_every_message() {
-    let run = bench(&["fanout", "--connections", "50", "--duration", "1", "--warmup", "0.1"]).succeeded();
+    let run =
+        bench(&["fanout", "--connections", "50", "--duration", "1", "--warmup", "0.1", PATIENCE]).succeeded();
     run.all_in_order();
     assert_eq!(run.number("/connections/opened"), 50.0);
     assert_eq!(run.number("/connections/failed"), 0.0);
@@ -103,6 +107,7 @@ fn open_loop_with_several_channels_and_publishers_keeps_its_rate() {
         "--payload",
         "1000",
         "--binary",
+        PATIENCE,
     ])
     .succeeded();
     run.all_in_order();
@@ -118,19 +123,13 @@ fn open_loop_with_several_channels_and_publishers_keeps_its_rate() {
 fn compressed_run_verifies_each_message_and_reports_its_bytes() {
     let run = |mode: &str| {
         let server_args = format!("--server-args=--deflate {mode}");
-        let load = [
-            "--connections",
-            "20",
-            "--payload",
-            "900",
-            "--window",
-            "4",
-            "--duration",
-            "1",
-            "--warmup",
-            "0.1",
-        ];
-        bench(&[&["fanout", "--deflate", server_args.as_str()][..], &load].concat())
+        let load = ["--connections", "20", "--payload", "900", "--window", "4", "--warmup", "0.1", PATIENCE];
+        // The first messages have no context, so there have to be some more.
+        let runs = ["--duration=1", "--duration=10", "--duration=60"].iter().map(|duration| {
+            bench(&[&["fanout", "--deflate", server_args.as_str(), duration][..], &load].concat())
+        });
+        let mut long = runs.filter(|run| run.code != 0 || run.number("/traffic/sent") >= 20.0);
+        long.next().expect("20 messages in a minute")
     };
     let bytes = |run: &Run| {
         run.all_in_order();
@@ -178,6 +177,7 @@ fn churn_run_connects_and_disconnects_clients() {
         "1",
         "--warmup",
         "0.1",
+        PATIENCE,
     ])
     .succeeded();
     run.all_in_order();
@@ -196,34 +196,45 @@ fn reconnect_storm_brings_every_client_back() {
 
 #[test]
 fn stalled_subscribers_are_reported_and_others_lose_nothing() {
-    let run = bench(&[
-        "slow",
-        "--connections",
-        "20",
-        "--stalled",
-        "3",
-        // Until they stall, subscribers with receive buffers of 4 KiB have to keep up with the rate on any
-        // machine.
-        "--rate",
-        "100",
-        "--payload",
-        "8000",
-        // After the first half, the stalled ones are sent 3.2 MB.
-        "--duration",
-        "8",
-        "--warmup",
-        "0.1",
-        "--server-args",
-        // By bytes, which do not depend on how long the load generator waits for a processor; and the close frame waits
-        // until they read again.
-        "--slow-timeout-ms 60000 --outbox-bytes-max 1MiB --body-bytes-max 64KiB --close-timeout-ms 30000",
-    ])
-    .succeeded();
-    run.all_in_order();
-    assert_eq!(run.number("/stalled/subscribers"), 3.0);
-    assert_eq!(run.json["stalled"]["ended"][0]["cause"], "close 4102", "{}", run.stdout);
-    assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
-    assert!(run.number("/traffic/latency_before_us/count") > 0.0);
+    let run = |seconds: u32| {
+        bench(&[
+            "slow",
+            "--connections",
+            "8",
+            "--stalled",
+            "3",
+            // A message follows those that have arrived: until they stall, subscribers with receive buffers of 4 KiB
+            // keep up on any machine.
+            "--window",
+            "4",
+            "--payload",
+            "20000",
+            "--duration",
+            &seconds.to_string(),
+            "--warmup",
+            "0.1",
+            PATIENCE,
+            "--server-args",
+            // By bytes, which do not depend on how long the load generator waits for a processor; and the close frame
+            // waits until they read again.
+            "--slow-timeout-ms 600000 --outbox-bytes-max 512KiB --body-bytes-max 64KiB --close-timeout-ms 30000 \
+             --publish-pause-ms 0",
+        ])
+        .succeeded()
+    };
+    // A slow machine needs longer for the 27 messages that fill an outbox.
+    for seconds in [2, 4, 8, 16, 32, 64] {
+        let run = run(seconds);
+        run.all_in_order();
+        assert_eq!(run.number("/stalled/subscribers"), 3.0);
+        assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
+        if run.json["stalled"]["ended"] != Value::Array(Vec::new()) {
+            assert_eq!(run.json["stalled"]["ended"][0]["cause"], "close 4102", "{}", run.stdout);
+            assert!(run.number("/traffic/latency_before_us/count") > 0.0);
+            return;
+        }
+    }
+    panic!("no stalled subscriber was closed");
 }
 
 #[test]
@@ -235,7 +246,7 @@ fn failed_assertion_sets_the_exit_status() {
         assert!(run.stderr.lines().last().unwrap_or_default().contains(says), "{}", run.stderr);
     };
     // A run on a busy machine is invalid, which would decide the status.
-    check("open=5,failed=0,closes=0,handshake_p99<5s,invalid>=0", 0, "");
+    check("open=5,failed=0,closes=0,handshake_p99<300s,invalid>=0", 0, "");
     check("open=5,invalid>=0,failed=7", 1, "failed=7 does not hold: it is 0");
     check("invalid>=0,loss=0", 1, "this run has no such figure");
     check("p99<50", 2, "a time needs a unit");
@@ -488,9 +499,9 @@ fn server_that_loses_repeats_or_reorders_is_detected() {
     assert_eq!(run.number("/traffic/out_of_order"), of_each_ten(7) - held);
 }
 
-/// A run that holds connections for a minute, and the process of its own server.
+/// A run that holds connections for ten minutes, and the process of its own server.
 fn run_with_a_server(mut command: Command) -> (Child, String) {
-    command.args(["bench", "idle", "--connections", "5", "--hold", "60"]);
+    command.args(["bench", "idle", "--connections", "5", "--hold", "600"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     let start = Instant::now();
@@ -553,12 +564,19 @@ fn second_signal_ends_a_run_without_report() {
     let (mut child, server) = run_that_measures(&path);
     assert!(Command::new("kill").args(["-STOP", &server]).status().unwrap().success());
     // The first signal waits for messages in flight; one that arrives too early to be the second counts as the first.
+    // The server goes on when the run has ended, which is when it has sent SIGTERM: bit 14 of the mask of
+    // proc_pid_status(5).
+    let is_terminated = || {
+        let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap_or("0");
+        u64::from_str_radix(mask.trim(), 16).unwrap() >> 14 & 1 == 1
+    };
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() {
         assert!(start.elapsed() < TEST_TIMEOUT);
         signal(&child, "-INT");
         thread::sleep(Duration::from_millis(50));
-        if start.elapsed() > Duration::from_millis(500) {
+        if is_terminated() {
             let _ = Command::new("kill").args(["-CONT", &server]).status();
         }
     }
@@ -703,7 +721,7 @@ fn broadcast_over_tls_loses_nothing() {
     let server = Server::start(&[]);
     let terminator = Terminator::start(server.address);
     let ca = terminator.certificate().to_str().unwrap();
-    let short = ["--connections", "20", "--duration", "1", "--warmup", "0.1", "--tls-ca", ca];
+    let short = ["--connections", "20", "--duration", "1", "--warmup", "0.1", "--tls-ca", ca, PATIENCE];
     let url = format!("wss://localhost:{}", terminator.address.port());
     let run = bench(&[&["fanout", "--url", &url], &short[..]].concat()).succeeded();
     run.all_in_order();
@@ -726,7 +744,7 @@ fn churn_and_storms_over_tls_lose_nothing() {
     let ca = terminator.certificate().to_str().unwrap();
     let url = format!("wss://{}", terminator.address);
     let common = ["--url", &url, "--tls-ca", ca, "--connections", "40"];
-    let churn = ["churn", "--arrivals", "30", "--stay", "0.2", "--rate", "50", "--duration", "1"];
+    let churn = ["churn", "--arrivals", "30", "--stay", "0.2", "--rate", "50", "--duration", "1", PATIENCE];
     let run = bench(&[&churn[..], &common].concat()).succeeded();
     run.all_in_order();
     assert!(run.number("/churn/opened") >= 1.0, "{}", run.stdout);

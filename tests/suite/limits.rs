@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::http::{get, post, publish};
+use crate::support::http::{Response, get, post, publish};
 use crate::support::process::{Server, wait_until};
 use crate::support::rig::{Behavior, Rig};
 
@@ -367,17 +367,28 @@ fn v1_publisher_over_the_rate_gets_an_error_for_the_message() {
 fn http_publisher_over_the_rate_gets_429() {
     let server = Server::start(&["--messages-per-second=2"]);
     let mut client = Client::new(server.connect());
-    client.send(publish("a", "x").repeat(3).as_bytes());
-    let answers: Vec<_> = (0..3).map(|_| client.response()).collect();
-    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 429]);
-    assert_eq!(answers[2].code(), "rate_limited");
-    assert_eq!(answers[2].field("Retry-After"), Some("1"));
-    assert!(!answers[2].is_last(), "the connection is kept");
+    let (mut published, mut rejected) = (0, 0);
+    // A machine that takes half a second for a request rejects none.
+    wait_until("a publish over the rate", || {
+        let start = Instant::now();
+        client.send(publish("a", "x").repeat(3).as_bytes());
+        let answers: Vec<_> = (0..3).map(|_| client.response()).collect();
+        let took = start.elapsed();
+        assert!(!answers.iter().any(Response::is_last), "the connection is kept");
+        published += answers.iter().filter(|answer| answer.status == 200).count();
+        let over: Vec<&Response> = answers.iter().filter(|answer| answer.status == 429).collect();
+        assert!(!over.is_empty() || took >= Duration::from_millis(500), "{answers:?} in {took:?}");
+        for answer in &over {
+            assert_eq!((answer.code(), answer.field("Retry-After")), ("rate_limited".into(), Some("1")));
+        }
+        rejected += over.len();
+        thread::sleep(Duration::from_millis(600));
+        rejected > 0
+    });
     let history = client.ask(get("/v1/channels/a/history")).json();
-    assert_eq!(history["messages"].as_array().unwrap().len(), 2);
-    thread::sleep(Duration::from_millis(600));
+    assert_eq!(history["messages"].as_array().unwrap().len(), published, "none that was rejected");
     assert_eq!(client.ask(publish("a", "x")).status, 200);
-    assert_eq!(limited(&server, "messages"), 1);
+    assert_eq!(limited(&server, "messages"), rejected as u64);
 }
 
 #[test]
@@ -396,9 +407,16 @@ fn publisher_over_the_byte_rate_is_rejected() {
     let mut client = Client::new(server.connect());
     let large = "x".repeat(5_000);
     let publish_large = || post("/v1/publish/a", "", &large);
-    client.send(publish_large().repeat(2).as_bytes());
-    assert_eq!([client.response().status, client.response().status], [200, 429]);
-    thread::sleep(Duration::from_millis(1_050));
+    // A machine that takes a second for a request rejects none.
+    wait_until("a publish over the rate", || {
+        let start = Instant::now();
+        client.send(publish_large().repeat(2).as_bytes());
+        let statuses = [client.response().status, client.response().status];
+        let is_slow = start.elapsed() >= Duration::from_secs(1);
+        assert!(statuses == [200, 429] || is_slow && statuses == [200, 200], "{statuses:?}");
+        thread::sleep(Duration::from_millis(1_050));
+        statuses == [200, 429]
+    });
     assert_eq!(client.ask(publish_large()).status, 200);
 }
 

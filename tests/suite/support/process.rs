@@ -19,8 +19,12 @@ pub const TEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// is not about. A test that is about a deadline sets its flag, which overrides the variable. No pings either:
 /// a client that waits for its turn in a test would answer late.
 pub fn deadlines() -> impl Iterator<Item = (&'static str, &'static str)> {
-    const OF_TOKENS: [&str; 2] = ["OYEZ_AUTH_TIMEOUT_MS", "OYEZ_TOKEN_GRACE_MS"];
-    DEADLINES.iter().copied().filter(|(name, _)| !OF_TOKENS.contains(name) || has_part("jwt"))
+    let part = |name: &str| match name {
+        "OYEZ_AUTH_TIMEOUT_MS" | "OYEZ_TOKEN_GRACE_MS" => Some("jwt"),
+        _ if name.starts_with("OYEZ_BACKPLANE_") => Some("backplane"),
+        _ => None,
+    };
+    DEADLINES.iter().copied().filter(move |(name, _)| part(name).is_none_or(has_part))
 }
 
 const DEADLINES: &[(&str, &str)] = &[
@@ -28,10 +32,15 @@ const DEADLINES: &[(&str, &str)] = &[
     ("OYEZ_PONG_TIMEOUT_MS", "600000"),
     ("OYEZ_HANDSHAKE_TIMEOUT_MS", "600000"),
     ("OYEZ_BODY_TIMEOUT_MS", "600000"),
+    ("OYEZ_MESSAGE_TIMEOUT_MS", "600000"),
     ("OYEZ_KEEP_ALIVE_MS", "600000"),
     ("OYEZ_AUTH_TIMEOUT_MS", "600000"),
     ("OYEZ_TOKEN_GRACE_MS", "600000"),
     ("OYEZ_SLOW_TIMEOUT_MS", "600000"),
+    ("OYEZ_REPLAY_WAIT_MS", "600000"),
+    ("OYEZ_REPLAY_TAKE_MS", "600000"),
+    ("OYEZ_BACKPLANE_PUBLISH_TIMEOUT_MS", "600000"),
+    ("OYEZ_BACKPLANE_HEARTBEAT_TIMEOUT_MS", "600000"),
     ("OYEZ_USER_TIMEOUT_MS", "600000"),
 ];
 

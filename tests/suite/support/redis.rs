@@ -4,12 +4,11 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use oyez::backplane::resp::command;
 
 use super::folder::Folder;
-use super::process::wait_until;
+use super::process::{TEST_TIMEOUT, wait_until};
 
 pub struct Redis {
     folder: Folder,
@@ -73,7 +72,7 @@ impl Redis {
 
     fn try_call(&self, args: &[&[u8]]) -> Option<Vec<u8>> {
         let mut stream = UnixStream::connect(self.socket()).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         let (mut out, mut reply) = (Vec::new(), vec![0; 64 << 10]);
         command(&mut out, args);
         stream.write_all(&out).ok()?;
