@@ -11,6 +11,8 @@ from engine import Proxy, Redis
 from nodes import Node
 
 CHANNELS = ("a", "b", "c", "d")
+# However late a client is, the history of its channels has everything that it missed.
+HISTORY = {"OYEZ_HISTORY_MESSAGES_MAX": "1000000", "OYEZ_HISTORY_BYTES_MAX": "64MiB"}
 # Deadlines of a node, short enough for a test; publishes wait for longer than any fault here.
 QUICK = ("--backplane-heartbeat-timeout-ms", "1500", "--backplane-publish-timeout-ms", "600000")
 # A loss may be announced later than the messages that follow it: the roll call takes 10 s.
@@ -56,9 +58,10 @@ class Cluster:
     async def node(self, url, *flags, **more):
         return await self.start(url, *flags, **more).ready()
 
-    def start(self, url, *flags, **more):
+    def start(self, url, *flags, variables=None, **more):
         """Starts a node, and does not wait."""
-        node = Node(self.oyez, self.folder, f"node{len(self.nodes)}", url, flags, **more)
+        variables = {**HISTORY, **(variables or {})}
+        node = Node(self.oyez, self.folder, f"node{len(self.nodes)}", url, flags, variables=variables, **more)
         self.nodes.append(node)
         return node.start()
 

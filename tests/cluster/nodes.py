@@ -15,8 +15,6 @@ from engine import STEP_S, free_port
 # Deadlines of the server that are not tested here: on a machine that is slow and busy they must not expire.
 DEADLINES = {f"OYEZ_{name}_MS": "600000" for name in
              ("PONG_TIMEOUT", "HANDSHAKE_TIMEOUT", "BODY_TIMEOUT", "KEEP_ALIVE", "SLOW_TIMEOUT", "USER_TIMEOUT")}
-# However late a client is, the history of its channels has everything that it missed.
-HISTORY = {"OYEZ_HISTORY_MESSAGES_MAX": "1000000", "OYEZ_HISTORY_BYTES_MAX": "64MiB"}
 
 
 class Node:
@@ -34,7 +32,7 @@ class Node:
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 [*(self.on.enter if self.on else []), self.oyez, "serve", "--listen", f"{self.host}:{self.port}", "--ping-interval-ms", "0", *backplane, *self.flags, *more],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**environment, **DEADLINES, **HISTORY, **self.variables, "RUST_LOG": "info"})
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**environment, **DEADLINES, **self.variables, "RUST_LOG": "info"})
         return self
 
     @property
