@@ -1,6 +1,7 @@
 //! Discontinuities as a link finds them: where messages are missing, and the rule that found it.
 
 use crate::ids::{MessageId, RunId};
+use crate::metrics::backplane::LossReason;
 
 /// A point in a node's copy of the log before which the copy is incomplete.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,27 +50,14 @@ impl LossCause {
         matches!(self, LossCause::Trimmed | LossCause::TrimmedJump)
     }
 
-    /// The place of its counter, see [`ReadCounters::discontinuities`].
-    ///
-    /// [`ReadCounters::discontinuities`]: crate::metrics::levels::ReadCounters::discontinuities
-    pub(super) fn index(self) -> usize {
+    /// The word of the log and of the metrics.
+    pub fn reason(self) -> LossReason {
         match self {
-            LossCause::Trimmed | LossCause::TrimmedJump => 0,
-            LossCause::Jump => 1,
-            LossCause::Marker => 2,
-            LossCause::Report => 3,
-            LossCause::RollCall => 4,
-        }
-    }
-
-    /// One word for the server's log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LossCause::Trimmed | LossCause::TrimmedJump => "trimmed",
-            LossCause::Jump => "jump",
-            LossCause::Marker => "marker",
-            LossCause::Report => "report",
-            LossCause::RollCall => "roll_call",
+            LossCause::Trimmed | LossCause::TrimmedJump => LossReason::Trimmed,
+            LossCause::Jump => LossReason::Jump,
+            LossCause::Marker => LossReason::Marker,
+            LossCause::Report => LossReason::Report,
+            LossCause::RollCall => LossReason::RollCall,
         }
     }
 }

@@ -32,7 +32,7 @@ use super::resp::Span;
 use super::roll_call::{Loss, Membership, NodeHeartbeat, Numbering, RollCall};
 use super::trim::LogSegments;
 use crate::ids::{MessageId, RunId};
-use crate::metrics::levels::ReadCounters;
+use crate::metrics::backplane::{EntrySource, EpochReason, ReadCounters};
 use crate::time::LoopTime;
 
 /// The position before the first entry of any log.
@@ -262,9 +262,9 @@ impl<P> LogReader<P> {
         }
         let is_copy = self.roll_call.apply(run, number, raw.id, entry.header.is_resent);
         self.position = raw.id;
-        let source = usize::from(!is_own);
-        self.counters.entries[source] += 1;
-        self.counters.items[source] += entry.count;
+        let source = if is_own { EntrySource::Own } else { EntrySource::Other };
+        self.counters.entries[source as usize] += 1;
+        self.counters.items[source as usize] += entry.count;
         if is_own {
             self.applied_number = number;
         }
@@ -316,12 +316,7 @@ impl<P> LogReader<P> {
             let missed = (position > survived).then_some(0);
             LogDiscontinuity { after: position, upto: id, missed, cause: LossCause::Marker }
         });
-        self.counters.epochs[match reason {
-            "new" => 0,
-            "damaged" => 1,
-            "moved" => 2,
-            _ => 3,
-        }] += 1;
+        self.counters.epochs[EpochReason::of(reason) as usize] += 1;
         if self.has_caught_up {
             let reason = reason.to_owned();
             self.notice(LinkNotice::NewEpoch { epoch: id.epoch, reason, survived, position });
@@ -390,7 +385,7 @@ impl<P> LogReader<P> {
     }
 
     fn count_loss(&mut self, cause: LossCause, missing: Option<MissingEntries>) {
-        self.counters.discontinuities[cause.index()] += 1;
+        self.counters.discontinuities[cause.reason() as usize] += 1;
         self.notice(LinkNotice::Discontinuity { cause, missing });
     }
 }

@@ -195,11 +195,11 @@ impl fmt::Display for LinkNotice {
                 write!(f, "new epoch {epoch} reason={reason} last_survived={survived} position={position}")
             }
             LinkNotice::Discontinuity { cause, missing: Some(MissingEntries { run, first, last }) } => {
-                let cause = cause.as_str();
+                let cause = cause.reason().as_str();
                 write!(f, "discontinuity reason={cause} run={run} numbers={first}..{last} channels=all")
             }
             LinkNotice::Discontinuity { cause, missing: None } => {
-                write!(f, "discontinuity reason={} channels=all", cause.as_str())
+                write!(f, "discontinuity reason={} channels=all", cause.reason().as_str())
             }
             LinkNotice::RollCallIncomplete { runs } => {
                 f.write_str("roll call incomplete, missing runs ")?;

@@ -2,6 +2,7 @@
 
 use super::resp::{Decoder, RespError, Span, Token};
 use crate::ids::MessageId;
+use crate::metrics::backplane::ErrorKind;
 
 /// Maximum number of values in a short reply: `open` returns seven.
 const VALUES_MAX: usize = 16;
@@ -251,17 +252,15 @@ pub(super) enum ErrorAction {
 }
 
 impl ErrorAction {
-    /// The place of its counter, see [`BackplaneStats::errors`].
-    ///
-    /// [`BackplaneStats::errors`]: crate::metrics::levels::BackplaneStats::errors
-    pub(super) fn index(&self) -> usize {
+    /// The kind of error for the metrics.
+    pub(super) fn kind(&self) -> ErrorKind {
         match self {
-            ErrorAction::ReconnectAtOnce | ErrorAction::OutOfOrder => 0,
-            ErrorAction::Redirect(_) => 1,
-            ErrorAction::ReconnectLater => 2,
-            ErrorAction::OutOfMemory => 3,
-            ErrorAction::NewerVersion => 4,
-            ErrorAction::Reject => 5,
+            ErrorAction::ReconnectAtOnce | ErrorAction::OutOfOrder => ErrorKind::Epoch,
+            ErrorAction::Redirect(_) => ErrorKind::Moved,
+            ErrorAction::ReconnectLater => ErrorKind::Unavailable,
+            ErrorAction::OutOfMemory => ErrorKind::OutOfMemory,
+            ErrorAction::NewerVersion => ErrorKind::NewerVersion,
+            ErrorAction::Reject => ErrorKind::Rejected,
         }
     }
 

@@ -12,7 +12,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::levels::{BackplaneStats, Levels, Process};
+use super::backplane::{BackplaneStats, EntrySource, EpochReason, ErrorKind, LossReason};
+use super::levels::{Levels, Process};
 use super::{Histogram, Limit, MemoryStep, Metrics, TurnPhase};
 use crate::close::Reason;
 use crate::config::HistoryLimits;
@@ -166,7 +167,7 @@ impl ExpositionWriter<'_> {
         self.gauge("oyez_memory_max_bytes", help, levels.memory_max_bytes)?;
         let help = "Bytes in use by the allocator's count, which count against the memory budget";
         self.gauge("oyez_memory_used_bytes", help, levels.memory_used_bytes)?;
-        let steps = MemoryStep::ALL.into_iter().map(MemoryStep::as_str).zip(metrics.memory_pressure);
+        let steps = MemoryStep::label(metrics.memory_pressure);
         let help = "Times when a step against memory pressure began";
         self.counters("oyez_memory_pressure", help, "step", steps)?;
         let help = "Connections closed under memory pressure, since they held most";
@@ -180,9 +181,8 @@ impl ExpositionWriter<'_> {
         let help = "Time of the phases of turns, estimated from one of 16 turns";
         let mut phases =
             self.0.encode_descriptor("oyez_turn_phase_seconds", help, None, MetricType::Counter)?;
-        for (phase, nanos) in TurnPhase::ALL.into_iter().zip(metrics.phase_nanos) {
-            ConstCounter::new(nanos as f64 / 1e9)
-                .encode(phases.encode_family(&[("phase", phase.as_str())])?)?;
+        for (phase, nanos) in TurnPhase::label(metrics.phase_nanos) {
+            ConstCounter::new(nanos as f64 / 1e9).encode(phases.encode_family(&[("phase", phase)])?)?;
         }
         self.histogram("oyez_turn_events", "Events that a turn begins with", &metrics.turn_events)?;
         let help = "Reads that ended with more to read, since the connection had used its share of the turn";
@@ -212,21 +212,19 @@ impl ExpositionWriter<'_> {
         let links = ["opened", "lost"].into_iter().zip([stats.links_opened, stats.links_lost]);
         let help = "Links to the backplane that were opened, and that were lost or not established";
         self.counters("oyez_backplane_links", help, "result", links)?;
-        let epochs = ["new", "damaged", "moved", "other"].into_iter().zip(stats.read.epochs);
+        let epochs = EpochReason::label(stats.read.epochs);
         self.counters("oyez_backplane_epochs", "Epochs of the log that began", "why", epochs)?;
-        let kinds = ["epoch", "moved", "unavailable", "out_of_memory", "newer_version", "rejected"];
-        let errors = kinds.into_iter().zip(stats.errors);
+        let errors = ErrorKind::label(stats.errors);
         self.counters("oyez_backplane_errors", "Error replies of the backplane", "kind", errors)?;
-        let entries = ["own", "other"].into_iter().zip(stats.read.entries);
+        let entries = EntrySource::label(stats.read.entries);
         let help = "Entries of the log that were applied, of this node and of other nodes";
         self.counters("oyez_backplane_entries", help, "source", entries)?;
-        let items = ["own", "other"].into_iter().zip(stats.read.items);
+        let items = EntrySource::label(stats.read.items);
         self.counters("oyez_backplane_items", "Items of these entries", "source", items)?;
         let help = "Entries that were skipped, since they were applied before";
         self.counter("oyez_backplane_duplicates", help, stats.read.duplicates)?;
         let help = "Losses that all subscribers were notified of";
-        let reasons = ["trimmed", "jump", "marker", "report", "roll_call"];
-        let discontinuities = reasons.into_iter().zip(stats.read.discontinuities);
+        let discontinuities = LossReason::label(stats.read.discontinuities);
         self.counters("oyez_backplane_discontinuities", help, "reason", discontinuities)?;
         let help = "Messages that the log had and this node has not read";
         self.counter("oyez_backplane_lost_messages", help, metrics.backplane_lost_messages)?;

@@ -3,9 +3,12 @@
 //! They are plain integers: one thread needs no atomics, so an increment costs one addition. [`exposition`] encodes
 //! them for Prometheus on request.
 
+pub mod backplane;
 pub mod exposition;
 mod histogram;
+mod label_values;
 pub mod levels;
+mod memory_step;
 mod turn_phase;
 
 use std::collections::BTreeMap;
@@ -15,6 +18,7 @@ use std::time::Duration;
 use crate::access::limit::Limit;
 use crate::close::Reason;
 pub use histogram::Histogram;
+pub use memory_step::MemoryStep;
 pub use turn_phase::TurnPhase;
 
 /// From 10 us, which a turn with one message takes, to a second.
@@ -26,42 +30,6 @@ const TURN_EVENTS: [f64; 12] = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0
 
 /// From a client in the same rack to a phone with a poor mobile connection.
 const PING_SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
-
-/// A step that is taken when the process comes close to its memory budget, in the order in which they begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemoryStep {
-    /// New request bodies, unfinished messages, pages and listings are rejected.
-    RejectLarge,
-    /// The connections that hold most are closed.
-    CloseLargest,
-    /// The oldest messages of the largest histories are evicted.
-    EvictHistory,
-    /// New connections are rejected.
-    RejectConnections,
-}
-
-impl MemoryStep {
-    /// How many there are.
-    pub const COUNT: usize = 4;
-
-    /// All of them, in order.
-    pub const ALL: [MemoryStep; MemoryStep::COUNT] = [
-        MemoryStep::RejectLarge,
-        MemoryStep::CloseLargest,
-        MemoryStep::EvictHistory,
-        MemoryStep::RejectConnections,
-    ];
-
-    /// One word for logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            MemoryStep::RejectLarge => "reject_large",
-            MemoryStep::CloseLargest => "close_largest",
-            MemoryStep::EvictHistory => "evict_history",
-            MemoryStep::RejectConnections => "reject_connections",
-        }
-    }
-}
 
 /// The phases are measured in one of this many turns, at random.
 pub const PHASES_SAMPLED_TURNS: u32 = 16;

@@ -1,53 +1,25 @@
 //! The phases of a turn whose time is measured.
 
-/// A part of a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TurnPhase {
-    /// Events mark slots; signals; the memory budget.
-    Mark,
-    /// Accepting connections.
-    Accept,
-    /// Entries of the shared log.
-    Receive,
-    /// Reading slots, and their sessions.
-    Read,
-    /// Applying intents, and the slices of long responses.
-    Deliver,
-    /// Writing slots.
-    Flush,
-    /// Deadlines, and changes for the history file.
-    Expire,
-    /// Freeing slots.
-    Reap,
-}
+use super::label_values::label_values;
 
-impl TurnPhase {
-    /// How many there are.
-    pub const COUNT: usize = 8;
-
-    /// All of them, in the order of a turn.
-    pub const ALL: [TurnPhase; TurnPhase::COUNT] = [
-        TurnPhase::Mark,
-        TurnPhase::Accept,
-        TurnPhase::Receive,
-        TurnPhase::Read,
-        TurnPhase::Deliver,
-        TurnPhase::Flush,
-        TurnPhase::Expire,
-        TurnPhase::Reap,
-    ];
-
-    /// One word for metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            TurnPhase::Mark => "mark",
-            TurnPhase::Accept => "accept",
-            TurnPhase::Receive => "receive",
-            TurnPhase::Read => "read",
-            TurnPhase::Deliver => "deliver",
-            TurnPhase::Flush => "flush",
-            TurnPhase::Expire => "expire",
-            TurnPhase::Reap => "reap",
-        }
+label_values! {
+    /// A part of a turn, in the order of a turn.
+    pub enum TurnPhase {
+        /// Events mark slots; signals; the memory budget.
+        Mark = "mark",
+        /// Accepting connections.
+        Accept = "accept",
+        /// Entries of the shared log.
+        Receive = "receive",
+        /// Reading slots, and their sessions.
+        Read = "read",
+        /// Applying intents, and the slices of long responses.
+        Deliver = "deliver",
+        /// Writing slots.
+        Flush = "flush",
+        /// Deadlines, and changes for the history file.
+        Expire = "expire",
+        /// Freeing slots.
+        Reap = "reap",
     }
 }

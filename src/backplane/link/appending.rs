@@ -11,6 +11,7 @@ use crate::backplane::pending::PendingEntry;
 use crate::backplane::replica_wait::ReplicaWait;
 use crate::backplane::replies::ErrorAction;
 use crate::ids::MessageId;
+use crate::metrics::backplane::ErrorKind;
 use crate::time::LoopTime;
 
 /// The pause before an entry is sent again after Redis was out of memory, in ms.
@@ -195,7 +196,7 @@ impl<P> Link<P> {
 
     /// Rejects the publishes of an entry for which Redis has no memory. The link stays open.
     fn reject_entry(&mut self, number: u64, now: LoopTime) {
-        self.counters.errors[ErrorAction::OutOfMemory.index()] += 1;
+        self.counters.errors[ErrorKind::OutOfMemory as usize] += 1;
         if self.lines.logs_full(now) {
             self.log.notice(LinkNotice::OutOfMemory);
         }

@@ -42,7 +42,7 @@ use super::pending::Content;
 use super::replies::{ErrorAction, ShortReply};
 use super::roll_call::LiveNode;
 use crate::ids::{MessageId, RunId};
-use crate::metrics::levels::BackplaneStats;
+use crate::metrics::backplane::BackplaneStats;
 use crate::time::LoopTime;
 use appending::AppendConnection;
 use attempts::Attempts;
@@ -399,7 +399,7 @@ impl<P> Link<P> {
     /// The failure of the link that an error reply causes.
     fn error(&mut self, command: &'static str, text: String, now: LoopTime) -> LinkFailure {
         let action = ErrorAction::of(&text);
-        self.counters.errors[action.index()] += 1;
+        self.counters.errors[action.kind() as usize] += 1;
         match &action {
             ErrorAction::Redirect(address) => self.redirect = Some(address.clone()),
             ErrorAction::Reject if self.lines.logs_rejected(now) => {
