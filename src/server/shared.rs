@@ -88,6 +88,7 @@ impl Shared {
             outbox,
             intents: &mut self.session_intents,
             cost: 0,
+            inflated_bytes: 0,
             cost_max: usize::MAX,
             frames_cost_max: usize::MAX,
         };

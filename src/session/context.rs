@@ -73,6 +73,8 @@ pub struct SessionContext<'a> {
     pub intents: &'a mut Vec<Intent>,
     /// Cost of the received frames and requests, in addition to their bytes, in bytes of the turn's budget.
     pub cost: usize,
+    /// Bytes of the received messages that were decompressed; `cost` includes them.
+    pub inflated_bytes: usize,
     /// The unused part of the connection's share, in the same unit: at this cost, further pipelined requests wait for
     /// the responses to those before them.
     pub cost_max: usize,

@@ -174,7 +174,7 @@ impl Open {
             });
         let Decoding { frames, inflate_cost, inflated_bytes, .. } = decoding;
         *ctx.inflater = inflater;
-        ctx.metrics.inflated_bytes += inflated_bytes as u64;
+        ctx.inflated_bytes += inflated_bytes;
         let decoded_bytes = received_bytes - input.len();
         ctx.cost += (frames * FRAME_COST_BYTES_MIN).saturating_sub(decoded_bytes) + inflate_cost;
         let unfinished = if end.is_some() { unfinished.take() } else { None };

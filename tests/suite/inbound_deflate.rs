@@ -316,6 +316,26 @@ fn single_message_is_decompressed_within_the_budget_of_turns() {
     assert!(frames[0].payload == message && frames[1].payload == b"after it");
 }
 
+/// Clients that publish large messages from few bytes delay those of other clients by no more than a quarter of a turn.
+#[test]
+fn turn_decompresses_a_quarter_of_its_budget_while_many_clients_send_compressed_messages() {
+    let limits = Limits::default();
+    let mut rig = Rig::new(limits.clone());
+    let publishers: Vec<SlotId> =
+        (0..20).map(|index| join(&mut rig, &format!("/ws/large-{index}"))).collect();
+    let message = compressed(BINARY, &vec![b'x'; limits.message_bytes_max]);
+    publishers.iter().for_each(|&id| rig.send(id, &message.repeat(4)));
+    let (total, mut inflated) = (publishers.len() * 4 * limits.message_bytes_max, 0);
+    while inflated < total {
+        rig.turn();
+        let before = std::mem::replace(&mut inflated, rig.engine.shared.metrics.inflated_bytes as usize);
+        // The last visit of each queue may exceed the rest of the budget by its slice.
+        let most = limits.read_bytes_per_turn / 4 + 2 * (40 << 10);
+        assert!(inflated > before && inflated - before <= most, "{} bytes in one turn", inflated - before);
+    }
+    assert_eq!(inflated, total);
+}
+
 #[test]
 fn clients_with_large_compressed_messages_share_the_budget_of_a_turn() {
     let limits = Limits::default();
