@@ -108,6 +108,7 @@ pub mod fault;
 pub mod features;
 pub mod hub;
 pub mod ids;
+pub mod json_object;
 #[cfg(feature = "bench")]
 pub mod load;
 pub mod manual;

@@ -18,6 +18,7 @@ use serde_json::Value;
 use super::crypto;
 use super::file_format::{INTEGER, SEQUENCE, UnsupportedFormat, bits, element};
 
+use crate::json_object::JsonObject;
 use crate::plural::plural;
 
 /// Minimum length of a secret, in bytes (RFC 7518 3.2: the length of the hash).
@@ -92,7 +93,7 @@ impl Keys {
         if let Some(form) = UnsupportedFormat::of_text(file) {
             return Err(BadKey::Form(form));
         }
-        let set: KeySet = serde_json::from_slice(file).map_err(|_| BadKey::NoJwks)?;
+        let JsonObject(set): JsonObject<KeySet> = serde_json::from_slice(file).map_err(|_| BadKey::NoJwks)?;
         let (mut keys, mut skipped) = (Vec::new(), Vec::new());
         for (index, jwk) in set.keys.iter().enumerate() {
             match jwks_key(jwk) {
@@ -278,7 +279,7 @@ fn jwks_key(value: &Value) -> Result<Key, SkipReason> {
     if value.get("kid").is_some_and(|kid| !kid.is_string()) {
         return Err(SkipReason::KidNotText);
     }
-    let jwk = Jwk::deserialize(value).map_err(|_| SkipReason::Malformed)?;
+    let JsonObject(jwk) = JsonObject::<Jwk<'_>>::deserialize(value).map_err(|_| SkipReason::Malformed)?;
     let is_for_others = jwk.purpose.is_some_and(|purpose| purpose != "sig")
         || jwk.key_ops.as_ref().is_some_and(|ops| !ops.contains(&"verify"));
     if is_for_others {

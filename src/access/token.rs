@@ -33,6 +33,7 @@ use super::keys::{Key, Keys};
 use super::printable::{is_name, is_trick};
 use crate::fault::{ClaimName, TokenFault};
 use crate::ids::User;
+use crate::json_object::JsonObject;
 
 /// Maximum length of a token, in bytes: it must fit in a request head.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
@@ -77,7 +78,8 @@ impl Verifier {
         let TokenParts { header, claims, message, signature } =
             TokenParts::split(token).ok_or(TokenFault::Malformed)?;
         let header = decode(header)?;
-        let header: JoseHeader<'_> = serde_json::from_slice(&header).map_err(|_| TokenFault::Header)?;
+        let JsonObject(header): JsonObject<JoseHeader<'_>> =
+            serde_json::from_slice(&header).map_err(|_| TokenFault::Header)?;
         let algorithm = header.algorithm().ok_or(TokenFault::Header)?;
         if header.crit.is_some() || header.enc.is_some() || header.zip.is_some() {
             return Err(TokenFault::Critical);
@@ -92,7 +94,8 @@ impl Verifier {
             match jsonwebtoken::crypto::verify(signature, message, &key.key, algorithm) {
                 Ok(true) => {
                     let text = decode(claims)?;
-                    let claims = serde_json::from_slice(&text).map_err(|_| TokenFault::Malformed)?;
+                    let JsonObject(claims) =
+                        serde_json::from_slice(&text).map_err(|_| TokenFault::Malformed)?;
                     let grant = self.check_claims(claims, now)?;
                     let user = user(grant.sub.as_deref(), &text)?;
                     return Ok(Grant { user, ..grant });
@@ -128,7 +131,7 @@ impl Verifier {
         if sub.as_deref().is_some_and(|sub| !is_name(sub)) {
             return Err(TokenFault::Claim(ClaimName::Sub));
         }
-        let rights = good(claims.oyez, ClaimName::Oyez)?.unwrap_or_default();
+        let rights = good(claims.oyez, ClaimName::Oyez)?.map(|JsonObject(rights)| rights).unwrap_or_default();
         let patterns = |list: &[String], which| {
             Patterns::parse(list.iter().map(String::as_str)).map_err(|_| TokenFault::Claim(which))
         };
@@ -153,7 +156,7 @@ fn user(sub: Option<&str>, claims: &[u8]) -> Result<Option<User>, TokenFault> {
         #[serde(borrow)]
         info: Option<&'a RawValue>,
     }
-    let Info { info } = serde_json::from_slice(claims).map_err(|_| TokenFault::Malformed)?;
+    let JsonObject(Info { info }) = serde_json::from_slice(claims).map_err(|_| TokenFault::Malformed)?;
     let info = info.map(RawValue::get);
     if info.is_some_and(|info| info.len() > INFO_BYTES_MAX) {
         return Err(TokenFault::Claim(ClaimName::Info));
@@ -235,7 +238,7 @@ struct Claims {
     aud: Option<Claim<OneOrMore>>,
     iss: Option<Claim<String>>,
     sub: Option<Claim<String>>,
-    oyez: Option<Claim<OyezClaim>>,
+    oyez: Option<Claim<JsonObject<OyezClaim>>>,
 }
 
 /// A claim of the right type or of another, so that an error can name the claim without its value.

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::Kind;
 use crate::ids::{ChannelName, Since};
+use crate::json_object::JsonObject;
 
 /// Maximum nesting depth of a published JSON value. Applications use a dozen levels; parsers of clients fail at some
 /// hundreds to thousands, and some of them crash.
@@ -125,9 +126,10 @@ struct Reference<'a> {
 /// type, so null in `data` cannot be distinguished from a missing payload.
 pub fn parse(text: &str) -> ClientRequest<'_> {
     // The message of a syntax error would contain the client's input.
-    let Ok(fields) = serde_json::from_str::<RequestFields<'_>>(text) else {
+    let Ok(JsonObject(fields)) = serde_json::from_str::<JsonObject<RequestFields<'_>>>(text) else {
         // Without the ref a client could not match this error to its request, and would wait for ever.
-        let reference = serde_json::from_str::<Reference<'_>>(text).ok().and_then(|only| only.reference);
+        let reference = serde_json::from_str::<JsonObject<Reference<'_>>>(text);
+        let reference = reference.ok().and_then(|JsonObject(Reference { reference })| reference);
         let why = BadCommand::new(
             "bad_json",
             "a request must be one JSON object with fields of the documented types",
@@ -320,6 +322,9 @@ mod tests {
         for (text, expected) in [
             ("", "bad_json"),
             ("[]", "bad_json"),
+            // The fields of a ping and of a subscription, in the order of the struct.
+            (r#"["ping",null,null,null,null,null,null,null,null,null]"#, "bad_json"),
+            (r#"["subscribe","a",null,true,null,null,null,7,null,null]"#, "bad_json"),
             ("{\"type\":\"ping\"} x", "bad_json"),
             (r#"{"type":7}"#, "bad_json"),
             (r#"{"type":"ping","type":"ping"}"#, "bad_json"),
@@ -370,9 +375,13 @@ mod tests {
             assert_eq!(command.unwrap_err().code, "bad_json", "{text}");
             assert_eq!(reference.map(RawValue::get), Some("5"), "{text}");
         }
-        for text in
-            [r#"{"ch":7,"ref":[1]}"#, r#"{"ch":7,"ref":null}"#, r#"{"ch":7,"ref":5"#, r#"{"ref":5,"ref":5}"#]
-        {
+        for text in [
+            r#"{"ch":7,"ref":[1]}"#,
+            r#"{"ch":7,"ref":null}"#,
+            r#"{"ch":7,"ref":5"#,
+            r#"{"ref":5,"ref":5}"#,
+            "[2]",
+        ] {
             assert!(parse(text).reference.is_none(), "{text}");
         }
     }

@@ -153,6 +153,8 @@ fn key_set_skips_unusable_keys() {
         let why = rejected(Keys::from_jwks(alone.as_bytes()));
         assert_eq!(why.to_string(), format!("no key in the JWKS can be used; keys[0]{says}"));
     };
+    let set_in_an_array = json!([[ed]]).to_string();
+    assert_eq!(rejected(Keys::from_jwks(set_in_an_array.as_bytes())), BadKey::NoJwks);
     let malformed =
         ": a member is missing, of a wrong type or length, or not base64url (RFC 7518 6, RFC 8037 2)";
     skips(with(&rsa, "use", json!("enc")), ": not for signatures", false);

@@ -9,7 +9,7 @@ use crate::support::source::{ROOT, SourceFile, files, imports, sources};
 
 /// The layer of each module, lowest first; a module imports only from layers below its own.
 const LAYERS: [&[&str]; 12] = [
-    &["byte_size", "fault", "features", "plural"],
+    &["byte_size", "fault", "features", "json_object", "plural"],
     &["config", "ids", "time"],
     &["tables"],
     // A close reports a gap.

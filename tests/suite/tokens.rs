@@ -187,6 +187,22 @@ fn unsigned_token_is_rejected() {
     assert_eq!(verify(&format!("{token}.")), Err(TokenFault::Signature));
 }
 
+/// The values of the fields alone, in the order of the structs that they are read into.
+#[test]
+fn token_with_an_array_for_an_object_is_rejected() {
+    let key = EncodingKey::from_secret(SECRET);
+    let claims = json!({"exp": NOW + 60});
+    for header in [json!(["HS256"]), json!(["HS256", null, null, null, null])] {
+        assert_eq!(verify(&signed(&header, &claims, &key, Algorithm::HS256)), Err(TokenFault::Header));
+    }
+    assert_eq!(
+        verify(&hs256(&json!([NOW + 60, null, null, null, "alice", null]))),
+        Err(TokenFault::Malformed)
+    );
+    let rights = json!({"exp": NOW + 60, "oyez": [["*"], ["*"], true, null, null]});
+    assert_eq!(verify(&hs256(&rights)), Err(TokenFault::Claim(ClaimName::Oyez)));
+}
+
 #[test]
 fn token_with_another_algorithm_is_rejected() {
     for (name, algorithm) in [("HS384", Algorithm::HS384), ("HS512", Algorithm::HS512)] {
