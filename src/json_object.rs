@@ -1,6 +1,7 @@
-//! JSON objects that are read as structs. Serde's derived code also accepts an array of the fields' values, in their
-//! order in the source, for each struct: a client's `["subscribe","news"]` would be a valid command until the fields are
-//! reordered.
+//! JSON objects that are read as structs.
+//!
+//! For a struct, serde's derived code also accepts an array of the fields' values, in their order in the source. Such an
+//! array would be a valid command, or the header or claims of a token, until the fields are reordered.
 
 use std::fmt;
 use std::marker::PhantomData;

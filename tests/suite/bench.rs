@@ -391,20 +391,27 @@ fn plot_of_several_runs_is_one_page() {
     let folder = Folder::new();
     let runs = [folder.join("one.json"), folder.join("two & <three>.json")];
     let page = folder.join("page.html");
-    for (run, own_page) in runs.iter().zip([None, Some(&page)]) {
-        let mut command = oyez(&["bench", "fanout", "--connections", "20", "--duration", "0.3", "--json"]);
+    let bench = |run: &Path, own_page: Option<&Path>, seconds: &str| {
+        let mut command = oyez(&["bench", "fanout", "--connections", "20", "--duration", seconds, "--json"]);
         command.arg(run).args(own_page.map(|_| "--report")).args(own_page);
         assert!(command.status().unwrap().success());
-    }
-    let text = fs::read_to_string(&page).unwrap();
-    assert!(text.matches("<svg role=\"img\"").count() >= 3, "{text}");
+    };
+    bench(&runs[0], None, "0.3");
+    // On a slow machine a short run ends before its first sample.
+    let mut text = String::new();
+    let has_all_charts = ["0.3", "3", "30"].into_iter().any(|seconds| {
+        bench(&runs[1], Some(&page), seconds);
+        text = fs::read_to_string(&page).unwrap();
+        text.matches("<svg role=\"img\"").count() >= 3
+    });
+    assert!(has_all_charts, "{text}");
     let cell = |name: &str| {
         let row = text.split(&format!("<th scope=\"row\">{name}</th><td>")).nth(1).unwrap();
         row.split("</td>").next().unwrap().to_owned()
     };
     assert!(cell("Date").len() == 20 && cell("Date").ends_with('Z'), "{}", cell("Date"));
     assert!(cell("Host").contains(" of ") && cell("Host").contains(" processor"), "{}", cell("Host"));
-    assert!(cell("Command line").contains("bench fanout --connections 20 --duration 0.3 --json "), "{text}");
+    assert!(cell("Command line").contains("bench fanout --connections 20 --duration "), "{text}");
     assert!(cell("Command line").contains("two &amp; "), "{text}");
     assert!(cell("Versions").starts_with(concat!("oyez ", env!("CARGO_PKG_VERSION"))), "{text}");
     let status = oyez(&["bench", "report"]).args(&runs).arg("--out").arg(&page).status().unwrap();
