@@ -208,15 +208,22 @@ fn payload<'a>(
             Ok((Kind::Text, Cow::Borrowed(text.as_bytes())))
         }
         (None, Some(BorrowedText(Cow::Owned(text))), None) => Ok((Kind::Text, Cow::Owned(text.into_bytes()))),
-        (None, None, Some(BorrowedText(base64))) => match BASE64.decode(base64.as_bytes()) {
-            Ok(bytes) => Ok((Kind::Binary, Cow::Owned(bytes))),
-            Err(_) => Err(BadCommand::new("bad_base64", "base64 is not base64 with padding (RFC 4648 4)")),
+        (None, None, Some(BorrowedText(base64))) => match decode_base64(&base64) {
+            Some(bytes) => Ok((Kind::Binary, Cow::Owned(bytes))),
+            None => Err(BadCommand::new("bad_base64", "base64 is not base64 with padding (RFC 4648 4)")),
         },
         _ => Err(BadCommand::new(
             "bad_payload",
             "the payload is missing or ambiguous: set exactly one of data, text and base64; null is absent",
         )),
     }
+}
+
+/// Decodes base64 with padding at its end only. The library also accepts several texts in a row, each with its padding,
+/// which would arrive at subscribers as another text than was sent.
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    let is_padded_within = text.trim_end_matches('=').contains('=');
+    BASE64.decode(text.as_bytes()).ok().filter(|_| !is_padded_within)
 }
 
 /// The error of [`check_depth`].
@@ -336,6 +343,10 @@ mod tests {
             (r#"{"type":"publish","ch":"a"}"#, "bad_payload"),
             (r#"{"type":"publish","ch":"a","data":1,"text":""}"#, "bad_payload"),
             (r#"{"type":"publish","ch":"a","base64":"?"}"#, "bad_base64"),
+            (r#"{"type":"publish","ch":"a","base64":"AP8=AP8="}"#, "bad_base64"),
+            (r#"{"type":"publish","ch":"a","base64":"AA==AP8A"}"#, "bad_base64"),
+            (r#"{"type":"publish","ch":"a","base64":"AP8A===="}"#, "bad_base64"),
+            (r#"{"type":"publish","ch":"a","base64":"AP8A"}"#, "good"),
             (r#"{"type":"publish","ch":"a","data":1,"ref":[1]}"#, "bad_ref"),
             (r#"{"type":"publish","ch":"a","data":1,"key":""}"#, "bad_key"),
             (r#"{"type":"auth"}"#, "bad_token"),

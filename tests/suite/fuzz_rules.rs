@@ -89,6 +89,7 @@ fn commands() -> impl Strategy<Value = Vec<u8>> {
         r#""text":"a\nb""#,
         r#""base64":"AP8=""#,
         r#""base64":"AP9=""#,
+        r#""base64":"AP8=AP8=""#,
         r#""key":"k""#,
         r#""key":"""#,
         r#""token":"e30.e30.AA""#,
