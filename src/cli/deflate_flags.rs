@@ -15,7 +15,7 @@ pub(super) struct DeflateFlags {
     #[arg(long, env = "OYEZ_DEFLATE", value_name = "MODE", default_value = DEFLATE_DEFAULT)]
     deflate: DeflateFlag,
 
-    /// Compression level, 1 to 9; without it, higher for more subscribers [default: 1 to 9].
+    /// Compression level, 1 to 9; without it, higher for more subscribers [default: automatic].
     #[arg(long, env = "OYEZ_DEFLATE_LEVEL", value_name = "N", value_parser = deflate_level)]
     deflate_level: Option<u8>,
 

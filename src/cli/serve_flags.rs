@@ -275,7 +275,8 @@ pub(super) struct ServeFlags {
     #[arg(long, env = "OYEZ_READ_BYTES_PER_CONNECTION", value_name = "BYTES", default_value = "16KiB", value_parser = bytes)]
     read_bytes_per_connection: usize,
 
-    /// Maximum bytes read from all connections in one turn. A frame counts at least 64, an HTTP request 1,024 more.
+    /// Maximum bytes read from all connections in one turn. A frame counts at least 64, an HTTP request 1,024 more, a
+    /// decompressed byte 4.
     #[arg(long, env = "OYEZ_READ_BYTES_PER_TURN", value_name = "BYTES", default_value = "256KiB", value_parser = bytes)]
     read_bytes_per_turn: usize,
 
