@@ -16,8 +16,8 @@ const CONSOLE: &str = "src/console";
 fn main() {
     println!("cargo::rerun-if-changed=src/build.rs");
     compress_console();
-    println!("cargo::rustc-env=OYEZ_BUILD_FEATURES={}", features());
-    println!("cargo::rustc-env=OYEZ_BUILD_COMMIT={}", commit());
+    println!("cargo::rustc-env=BUILD_FEATURES={}", features());
+    println!("cargo::rustc-env=BUILD_COMMIT={}", commit());
 }
 
 /// The enabled cargo features, from the environment of the build script.

@@ -4,8 +4,8 @@
 pub(super) const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     " (",
-    env!("OYEZ_BUILD_COMMIT"),
+    env!("BUILD_COMMIT"),
     ", features: ",
-    env!("OYEZ_BUILD_FEATURES"),
+    env!("BUILD_FEATURES"),
     ")"
 );

@@ -148,6 +148,14 @@ fn unknown_variable_is_a_warning_with_a_suggestion() {
     assert_eq!(log.matches(" WARN ").count(), 2, "{log}");
 }
 
+/// `cargo run` gives them to the program too, which would report them as unknown.
+#[test]
+fn build_script_sets_no_variable_with_the_prefix_of_flags() {
+    let source = include_str!("../../src/build.rs");
+    assert!(source.contains("cargo::rustc-env="));
+    assert!(!source.contains("cargo::rustc-env=OYEZ_"));
+}
+
 #[test]
 fn boolean_variable_accepts_yes_and_no() {
     // Without --trusted-proxy the switch is rejected; without the switch, the next contradiction is.
